@@ -1,0 +1,1 @@
+"""Music genre classification from separated stems."""

@@ -1,0 +1,148 @@
+"""The stems of each clip as one .npz: key, validity, atomic write, checked read.
+
+An entry has the float16 arrays vocals, drums, bass and other, not compressed, and `meta`: json
+that says what they were made from. Entries without meta, in float32, compressed or with an extra
+`original`, are read too: the older form of this cache.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from stemgenre.errors import UserError
+from stemgenre.files import replacing, sha256
+
+STEMS = ("vocals", "drums", "bass", "other")
+FORMAT = 1
+UNREADABLE = (  # what zipfile and NumPy raise on a file that is not a whole entry
+    OSError,
+    KeyError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+LONGEST = 4 * 3600 * 48000  # samples a stem may have: no header makes us take memory beyond it
+
+
+class CacheError(UserError):
+    """An entry that cannot be trusted."""
+
+
+class StemCache:
+    """The entries of one folder, for stems of one model at one sample rate (Hz)."""
+
+    def __init__(self, folder, *, model, sample_rate):
+        self.folder = Path(folder)
+        self.model = model
+        self.sample_rate = sample_rate
+
+    def path(self, clip):
+        """Where the entry of a clip is."""
+        return self.folder / f"{clip}.npz"
+
+    def is_current(self, clip, source):
+        """Whether the clip's entry is there and was made from the file `source` as it is now.
+
+        Reads no audio: names, sizes and meta only. A file that was touched but not changed is
+        recognised by its hash.
+        """
+        try:
+            with zipfile.ZipFile(self.path(clip)) as archive:
+                sizes = {archive.getinfo(f"{stem}.npy").file_size for stem in STEMS}
+                meta = _read_meta(archive)
+        except UNREADABLE:
+            return False
+        if len(sizes) != 1:
+            return False
+        if meta is None:
+            return True
+        made = {"format": FORMAT, "sample_rate": self.sample_rate, "model": self.model}
+        status = Path(source).stat()
+        made |= {"source": Path(source).name, "source_bytes": status.st_size}
+        if any(meta.get(key) != value for key, value in made.items()):
+            return False
+        if meta.get("source_time") == status.st_mtime_ns:
+            return True
+        return meta.get("source_sha256") == sha256(source)
+
+    def read(self, clip):
+        """The stems of a clip: (4, samples), float16 or float32 as stored, in the order of STEMS.
+
+        Raises CacheError with the reason if the entry is not whole.
+        """
+        return self.read_file(self.path(clip))[0]
+
+    def read_file(self, path):
+        """(stems, rate in Hz) of any entry; one without meta has the rate of this cache."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                stems = [_read_array(archive, stem) for stem in STEMS]
+                rate = (_read_meta(archive) or {}).get("sample_rate", self.sample_rate)
+        except UNREADABLE as error:
+            raise CacheError(
+                f"{path} cannot be read ({error}); delete it and run again, "
+                "the clip is then separated anew"
+            ) from None
+        if len({len(stem) for stem in stems}) != 1 or not len(stems[0]):
+            raise CacheError(f"{path} has stems of different or no length; delete it and run again")
+        stems = np.stack(stems)
+        if not np.isfinite(stems).all():
+            raise CacheError(f"{path} holds samples that are no numbers; delete it and run again")
+        return stems, rate
+
+    def write(self, clip, stems, source):
+        """Stores stems (4, samples), made from the audio file `source`."""
+        status = Path(source).stat()
+        meta = {
+            "format": FORMAT,
+            "sample_rate": self.sample_rate,
+            "model": self.model,
+            "source": Path(source).name,
+            "source_bytes": status.st_size,
+            "source_time": status.st_mtime_ns,
+            "source_sha256": sha256(source),
+        }
+        arrays = dict(zip(STEMS, np.asarray(stems, dtype=np.float16), strict=True))
+        with replacing(self.path(clip)) as file:
+            np.savez(file, **arrays, meta=np.array(json.dumps(meta)))
+
+
+def _read_meta(archive):
+    """The meta of an open entry; None in the older form."""
+    if "meta.npy" not in archive.namelist():
+        return None
+    meta = json.loads(str(_parse_npy(archive.read("meta.npy"), kinds="U")))
+    if not isinstance(meta, dict):
+        raise ValueError("meta is no json object")
+    return meta
+
+
+def _read_array(archive, stem):
+    info = archive.getinfo(f"{stem}.npy")
+    if info.file_size > LONGEST * 4 + 1024:
+        raise ValueError(f"{stem} claims {info.file_size} bytes")
+    array = _parse_npy(archive.read(info), kinds="f")  # reading to the end checks the CRC
+    if array.ndim != 1:
+        raise ValueError(f"{stem} has {array.ndim} dimensions")
+    return array
+
+
+def _parse_npy(data, *, kinds):
+    """The array in the bytes of an .npy member, without pickle and without trusting its header."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"unknown .npy version {version}")
+    read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read_header(stream)
+    body = memoryview(data)[stream.tell() :]
+    if dtype.kind not in kinds or int(np.prod(shape)) * dtype.itemsize != len(body):
+        raise ValueError("header and content of an array do not agree")
+    return np.frombuffer(body, dtype).reshape(shape)

@@ -1,0 +1,109 @@
+"""Checkpoints and models on disk: saved whole, loaded without running what is in them."""
+
+import dataclasses
+import logging
+import pickle
+from pathlib import Path
+
+import torch
+
+from stemgenre.errors import UserError
+from stemgenre.files import replacing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def save(path, kind, content):
+    """Writes `content` (tensors and plain values) as a file of `kind`, whole or not at all."""
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, "kind": kind, **content}, file)
+
+
+def load(path, kind):
+    """The content of a file that save() wrote, on the CPU.
+
+    Raises UserError if it is missing, damaged, of another kind, or of an unknown format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no {kind} {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        OverflowError,
+        MemoryError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = (
+            str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(f"{path} cannot be read as a {kind}: {reason}") from None
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path} is not a {kind} of this program")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has the {kind} format {content.get('format')}; this program reads "
+            f"format {FORMAT}: use the version that wrote it"
+        )
+    return content
+
+
+def run_identity(settings, competition, train):
+    """What a checkpoint must share with the run that resumes from it: {name: plain value}."""
+    return {
+        "labels": dict(zip(competition.label_names, competition.label_ids, strict=True)),
+        "training clips": sorted(train["clip"]),
+        "SEED": settings.machine.seed,
+        "TEST_SIZE": settings.data.test_size,
+        "BATCH_SIZE": settings.train.batch_size,
+        "FREEZE_STAGES": settings.model.freeze_stages,
+        "FROZEN_BATCHNORM": settings.model.frozen_batchnorm,
+        "model": "efficientnet_b3",
+        **{name.upper(): value for name, value in dataclasses.asdict(settings.features).items()},
+    }
+
+
+def to_resume_from(settings, identity):
+    """The checkpoint this run goes on from, or None if it starts afresh.
+
+    Raises UserError if RESUME_FROM_CHECKPOINT=True and there is none that fits the run.
+    """
+    path = settings.paths.output(settings.paths.checkpoint_file)
+    if not settings.train.resume_from_checkpoint:
+        if path.is_file():
+            log.warning(
+                "%s of an earlier run will be replaced after the first epoch; "
+                "RESUME_FROM_CHECKPOINT=True goes on from it instead",
+                path,
+            )
+        return None
+    saved = load(path, "checkpoint")
+    check_identity(path, saved["identity"], identity)
+    return saved
+
+
+def check_identity(path, saved, current):
+    """Raises UserError with the list of what differs between a checkpoint and this run."""
+    lines = []
+    for name in {**current, **saved}:
+        was, now = saved.get(name), current.get(name)
+        if was != now:
+            if isinstance(was, list | dict) or isinstance(now, list | dict):
+                was, now = f"{len(was or ())} of them", f"{len(now or ())}, not the same"
+            lines.append(f"    {name}: {was} in the checkpoint, {now} here")
+    if lines:
+        raise UserError(
+            f"{path} does not fit this run:\n" + "\n".join(lines) + "\n"
+            "set these back, or start afresh with RESUME_FROM_CHECKPOINT=False"
+        )

@@ -1,0 +1,15 @@
+"""The two ways a run ends early that are not our mistake."""
+
+import signal
+
+
+class UserError(Exception):
+    """Something the user can fix. Shown as one line, no traceback; exits with 2."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived and what was in hand is saved. Exits with 128 + the signal."""
+
+    def __init__(self, signal_number):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number

@@ -1,0 +1,105 @@
+"""What runs over clips without learning from them: channel statistics, predictions."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from stemgenre import checkpoint
+from stemgenre.augmentation import PLAIN
+from stemgenre.errors import UserError
+from stemgenre.frontend import DecibelStatistics, FrontEnd
+from stemgenre.model import GenreNet
+from stemgenre.settings import FeatureSettings, group_from
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What best_model.pth holds, ready to predict: class index i is `label_names[i]`."""
+
+    model: GenreNet
+    frontend: FrontEnd
+    label_ids: list[int]
+    label_names: list[str]
+
+
+def load_best(path, device):
+    """The Trained model of a best_model.pth. Raises UserError if the file does not hold one."""
+    saved = checkpoint.load(path, "model")
+    try:
+        features = group_from(FeatureSettings, saved["features"])
+        net = GenreNet(len(saved["label_ids"]), freeze_stages=0, frozen_batchnorm="fixed")
+        net.load_state_dict(saved["weights"])
+        frontend = FrontEnd(features, device=device, channels=saved["channels"])
+        net.to(device, memory_format=torch.channels_last).eval()
+        return Trained(net, frontend, saved["label_ids"], saved["label_names"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{path} does not hold a whole model: {reason}") from None
+
+
+def measure_channels(features, reader, clips, runtime):
+    """(mean, std) in dB of each channel over the clips' own frames, the same on every rank."""
+    frontend = FrontEnd(features, device=runtime.device)
+    statistics = DecibelStatistics()
+    batches = np.arange(len(clips))[runtime.rank :: runtime.world, None]
+    for _, (stems,) in tqdm(
+        reader.batches(clips, list(batches)),
+        total=len(batches),
+        unit="clip",
+        desc="channel statistics",
+        leave=False,
+        disable=not runtime.is_main,
+    ):
+        statistics.add(frontend.decibels(stems))
+        if runtime.stop.signal_number:
+            break
+    if runtime.stop_requested():
+        raise runtime.interrupted()
+    total = DecibelStatistics()
+    for part in runtime.gather(statistics):
+        total.merge(part)
+    return total.mean_and_std()
+
+
+def amp_type(device, use_amp):
+    """The type autocast computes in: bf16 where the card has it, else fp16; None without AMP."""
+    if not use_amp or device.type != "cuda":
+        return None
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
+
+
+def autocast(device, kind):
+    """torch.autocast in `kind`, or nothing for None."""
+    return torch.autocast(device.type, kind) if kind else contextlib.nullcontext()
+
+
+@torch.inference_mode()
+def predict(net, frontend, reader, clips, options, runtime):
+    """Logits (len(clips), classes), float32 on the CPU, in the order of `clips`, on every rank.
+
+    Each rank computes its share of the clips; none is computed twice.
+    """
+    if not len(clips):
+        return torch.empty(0, 0)
+    net.eval()
+    kind = amp_type(runtime.device, options.use_amp)
+    mine = np.arange(len(clips))[runtime.rank :: runtime.world]
+    size = options.batch_size if options.micro_batch == "auto" else options.micro_batch
+    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+    shares = []
+    for rows, stems in reader.batches(clips, batches):
+        images = frontend(stems, [PLAIN] * len(rows)).to(memory_format=torch.channels_last)
+        with autocast(runtime.device, kind):
+            shares.append(net(images).float())
+    mine = torch.cat(shares).cpu().numpy() if shares else None
+    parts = runtime.gather(mine)
+    logits = torch.empty(len(clips), parts[0].shape[1])
+    for rank, part in enumerate(parts):
+        if part is not None:
+            logits[rank :: runtime.world] = torch.from_numpy(part)
+    return logits

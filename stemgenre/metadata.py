@@ -1,0 +1,381 @@
+"""Masters, sample_submit and the audio found below DATA_DIR -> one table of clips.
+
+Labels are joined by file name, never by position.
+"""
+
+import csv
+import filecmp
+import io
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from stemgenre.audio import SUFFIXES
+from stemgenre.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LAYOUT = """\
+    {data_dir}/
+        train_master.tsv     file_name, label_id      (.csv works too)
+        label_master.tsv     label_name, label_id
+        sample_submit.tsv    file name, label id      (without a header)
+        train_sound_1/...    the clips, in any folders below
+        test_sound_1/...
+or, without masters, one folder of clips per genre: {data_dir}/blues/*.wav, {data_dir}/rock/*.wav
+`python train.py --demo` tries everything on a synthesised competition, with nothing to download."""
+
+
+@dataclass(frozen=True)
+class SubmissionForm:
+    """sample_submit as it was found: what a submission has to look like."""
+
+    rows: list[list[str]]  # every cell, without the header
+    header: list[str] | None
+    separator: str
+    line_end: str
+    file_column: int
+    label_column: int
+
+
+@dataclass(frozen=True)
+class Competition:
+    """All clips of a dataset.
+
+    `train` and `test` have the columns clip (its name in the cache), file_name (as the masters
+    write it), path, and target (class index; -1 where it is not known). Class index i has the
+    label `label_ids[i]`, `label_names[i]`. `form` is None without a sample_submit.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    label_ids: list[int]
+    label_names: list[str]
+    form: SubmissionForm | None
+
+
+def natural_key(text):
+    """Sort key with which test_2 comes before test_10."""
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
+        for part in re.split(r"(\d+)", str(text))
+    ]
+
+
+def load_competition(data_dir, *, num_classes, cache_dir):
+    """The Competition below `data_dir`; audio below `cache_dir` is not looked at.
+
+    Raises UserError for whatever is missing or contradicts itself.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"there is no data folder {data_dir}; expected\n{_layout(data_dir)}")
+    audio = find_audio(data_dir, skip=Path(cache_dir))
+    if not audio:
+        raise UserError(f"there is no audio below {data_dir}; expected\n{_layout(data_dir)}")
+    train_master = find_master(data_dir, "train_master")
+    if train_master:
+        competition = _from_masters(data_dir, train_master, audio)
+    else:
+        competition = _from_folders(data_dir, audio)
+    classes = len(competition.label_ids)
+    if num_classes not in ("auto", classes):
+        raise UserError(
+            f"NUM_CLASSES={num_classes}, but the data has {classes} genres; "
+            f'write {classes} or "auto"'
+        )
+    return competition
+
+
+def find_audio(folder, *, skip):
+    """Paths of all audio files below `folder`, in natural order.
+
+    Left out: hidden files, the folder `skip`, and folders with a train_master of their own, which
+    are other datasets.
+    """
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        root = Path(root)
+        folders[:] = sorted(
+            (
+                f
+                for f in folders
+                if not f.startswith((".", "__MACOSX"))
+                and root / f != skip
+                and not find_master(root / f, "train_master")
+            ),
+            key=natural_key,
+        )
+        found += [root / n for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
+    return sorted(found, key=natural_key)
+
+
+def find_master(folder, name):
+    """Path of `name`.csv or `name`.tsv in `folder`, or None. Raises UserError if both are there."""
+    paths = [path for suffix in (".csv", ".tsv") if (path := folder / (name + suffix)).is_file()]
+    if len(paths) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} are both there; keep one")
+    return paths[0] if paths else None
+
+
+def _layout(data_dir):
+    return LAYOUT.format(data_dir=data_dir)
+
+
+def _from_masters(data_dir, train_master, audio):
+    label_master = find_master(data_dir, "label_master")
+    if not label_master:
+        raise UserError(
+            f"there is no label_master.csv or .tsv in {data_dir}; expected\n{_layout(data_dir)}"
+        )
+    labels = _read_labels(label_master)
+    by_name = _by_name(audio)
+    train = _read_truth(train_master, labels, label_master)
+    sample = find_master(data_dir, "sample_submit")
+    form = read_form(sample) if sample else None
+    if form:
+        test = pd.DataFrame({"file_name": [row[form.file_column] for row in form.rows]})
+    else:
+        known = {_checked_name(name, train_master).name for name in train["file_name"]}
+        test = pd.DataFrame(
+            {"file_name": [p.name for p in audio if p.name not in known and _is_test(p, data_dir)]}
+        )
+    test = test.drop_duplicates("file_name", ignore_index=True)
+    train["path"] = _find_paths(train["file_name"], by_name, train_master)
+    test["path"] = _find_paths(test["file_name"], by_name, sample)
+    truth = find_master(data_dir, "test_master")
+    known = (
+        _read_truth(truth, labels, label_master).set_index("file_name")["target"] if truth else {}
+    )
+    test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
+    return _competition(data_dir, train, test, labels, form)
+
+
+def _from_folders(data_dir, audio):
+    """Genres from folder names; clips below a folder whose name begins with "test" are the test."""
+    if any(
+        part.lower().startswith(("train_sound", "test_sound"))
+        for path in audio
+        for part in path.relative_to(data_dir).parts
+    ):
+        raise UserError(
+            f"there is no train_master.csv or .tsv in {data_dir}; expected\n{_layout(data_dir)}"
+        )
+    test = [path for path in audio if _is_test(path, data_dir)]
+    train = [path for path in audio if not _is_test(path, data_dir) and path.parent != data_dir]
+    genres = sorted({path.parent.name for path in train}, key=natural_key)
+    if len(genres) < 2:
+        raise UserError(
+            f"{data_dir} has neither masters nor two genre folders; expected\n{_layout(data_dir)}"
+        )
+    labels = pd.DataFrame({"label_name": genres, "label_id": range(len(genres))})
+    names = [str(path.relative_to(data_dir).as_posix()) for path in train]
+    targets = [genres.index(path.parent.name) for path in train]
+    sample = find_master(data_dir, "sample_submit")
+    form = read_form(sample) if sample else None
+    test_table = pd.DataFrame({"file_name": [path.name for path in test], "path": test})
+    if form:
+        test_table = pd.DataFrame({"file_name": [row[form.file_column] for row in form.rows]})
+        test_table = test_table.drop_duplicates("file_name", ignore_index=True)
+        test_table["path"] = _find_paths(test_table["file_name"], _by_name(audio), sample)
+    test_table["target"] = -1
+    train_table = pd.DataFrame({"file_name": names, "path": train, "target": targets})
+    return _competition(data_dir, train_table, test_table, labels, form)
+
+
+def _competition(data_dir, train, test, labels, form):
+    train, test = (
+        table.sort_values("file_name", key=lambda c: c.map(natural_key), ignore_index=True)
+        for table in (train, test)
+    )
+    shared = set(train["path"]) & set(test["path"])
+    if shared:
+        log.warning(
+            "%d clips stand in both train and test, for example %s", len(shared), min(shared)
+        )
+    names = _clip_names([*train["path"], *test["path"]], data_dir)
+    train["clip"] = [names[path] for path in train["path"]]
+    test["clip"] = [names[path] for path in test["path"]]
+    return Competition(
+        train, test, labels["label_id"].tolist(), labels["label_name"].tolist(), form
+    )
+
+
+def _clip_names(paths, data_dir):
+    """{path: name in the cache}: the file's stem, or its whole path where stems are not unique."""
+    stems = pd.Series([path.stem.casefold() for path in set(paths)])
+    twice = set(stems[stems.duplicated()])
+    return {
+        path: path.stem
+        if path.stem.casefold() not in twice
+        else "__".join(path.relative_to(data_dir).parts).replace(".", "_")
+        for path in paths
+    }
+
+
+def _is_test(path, data_dir):
+    return any(part.lower().startswith("test") for part in path.relative_to(data_dir).parts)
+
+
+def _by_name(audio):
+    by_name = {}
+    for path in audio:
+        by_name.setdefault(path.name, []).append(path)
+    return by_name
+
+
+def _find_paths(names, by_name, master):
+    """The audio path of each file name of a master. Raises UserError for those without audio."""
+    paths, missing = [], []
+    for text in names:
+        name = _checked_name(text, master)
+        found = [
+            path
+            for path in by_name.get(name.name, ())
+            if path.parts[-len(name.parts) :] == name.parts
+        ]
+        if not found:
+            missing.append(text)
+        elif any(not filecmp.cmp(found[0], other, shallow=False) for other in found[1:]):
+            raise UserError(
+                f"{text} is there more than once, with different content: "
+                f"{found[0]} and {found[1]}; keep one"
+            )
+        paths.append(found[0] if found else None)
+    if missing:
+        raise UserError(
+            f"{len(missing)} clips of {master} have no audio below {master.parent}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
+            "unpack all sound folders there"
+        )
+    return paths
+
+
+def _checked_name(text, master):
+    name = PurePosixPath(text.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or ":" in name.parts[0][1:2] or not name.name:
+        raise UserError(f"{master} names {text!r}, which is not a file below the data folder")
+    return name
+
+
+def _read_truth(master, labels, label_master):
+    """Columns file_name and target (class index) of a master with file_name and label_id."""
+    table = _read_master(master, ("file_name", "label_id"))
+    table["label_id"] = _whole_numbers(table["label_id"], master)
+    unknown = sorted(set(table["label_id"]) - set(labels["label_id"]))
+    if unknown:
+        raise UserError(f"{master} has label_id {unknown[0]}, which {label_master} does not name")
+    table = table.drop_duplicates(ignore_index=True)
+    twice = table["file_name"][table["file_name"].duplicated()]
+    if len(twice):
+        ids = table["label_id"][table["file_name"] == twice.iloc[0]].tolist()
+        raise UserError(
+            f"{master} lists {twice.iloc[0]} with two labels: {ids[0]} and {ids[1]}; keep one"
+        )
+    index = {label_id: i for i, label_id in enumerate(labels["label_id"])}
+    table["target"] = table["label_id"].map(index)
+    return table[["file_name", "target"]]
+
+
+def _read_labels(master):
+    labels = _read_master(master, ("label_name", "label_id"))
+    labels["label_id"] = _whole_numbers(labels["label_id"], master)
+    for column in ("label_name", "label_id"):
+        twice = labels[column][labels[column].duplicated()]
+        if len(twice):
+            raise UserError(f"{master} has the {column} {twice.iloc[0]} twice; keep one")
+    if len(labels) < 2:
+        raise UserError(f"{master} names {len(labels)} genre; a classifier needs two or more")
+    return labels.sort_values("label_id", ignore_index=True)
+
+
+def _whole_numbers(cells, master):
+    numbers = pd.to_numeric(cells, errors="coerce")
+    wrong = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() > 2**53)
+    if wrong.any():
+        raise UserError(
+            f"{master} row {wrong.idxmax() + 2}: label_id {cells[wrong.idxmax()]!r} "
+            "is not a whole number"
+        )
+    return numbers.astype("int64")
+
+
+def _read_master(master, columns):
+    """The named columns of a master with a header, as stripped text; others are left out."""
+    rows, _, _ = _read_rows(master)
+    header = [cell.strip().lower() for cell in rows[0]]
+    for column in columns:
+        if header.count(column) != 1:
+            raise UserError(
+                f"{master} needs one column {column} in its header; it has {', '.join(rows[0])}"
+            )
+    if len(rows) == 1:
+        raise UserError(f"{master} has a header but no rows")
+    cells = [header.index(column) for column in columns]
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header) or not all(row[cell].strip() for cell in cells):
+            raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
+    data = [[row[cell].strip() for cell in cells] for row in rows[1:]]
+    return pd.DataFrame(data, columns=list(columns))
+
+
+def read_form(sample_submit):
+    """The SubmissionForm of a sample_submit, with or without a header or an index column."""
+    rows, separator, line_end = _read_rows(sample_submit)
+    columns = [
+        column for column in range(len(rows[-1])) if rows[-1][column].lower().endswith(SUFFIXES)
+    ]
+    if not columns:
+        raise UserError(f"{sample_submit} has no column of audio file names in its last row")
+    file_column = columns[0]
+    header = None if rows[0][file_column].lower().endswith(SUFFIXES) else rows[0]
+    rows = rows if header is None else rows[1:]
+    others = [column for column in range(len(rows[-1])) if column != file_column]
+    for number, row in enumerate(rows, start=1 if header is None else 2):
+        if len(row) != len(rows[-1]) or not row[file_column].strip():
+            raise UserError(
+                f"{sample_submit} row {number}: {len(row)} cells where the last row has "
+                f"{len(rows[-1])}, or no file name"
+            )
+    rows = [[*(cell.strip() for cell in row), *([""] if not others else [])] for row in rows]
+    label_column = others[-1] if others else 1
+    return SubmissionForm(rows, header, separator, line_end, file_column, label_column)
+
+
+def _read_rows(path):
+    """(rows of cells, separator, line end) of a small table whose separator is sniffed."""
+    text = _read_text(path)
+    lines = [line for line in text.splitlines()[:50] if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty")
+    widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
+    separator = max(
+        widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
+    )
+    try:
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path} is not a table: {error}") from None
+    return rows, separator, "\r\n" if "\r\n" in text else "\n"
+
+
+def _read_text(path):
+    """The file's text: UTF-8 or UTF-16 with or without a mark, else Shift-JIS."""
+    data = path.read_bytes()
+    encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp932"]
+    for encoding in encodings:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise UserError(f"{path} is not a text file in UTF-8, UTF-16 or Shift-JIS")

@@ -1,0 +1,209 @@
+"""Demucs: its models, loaded without running what is in a file, and waves -> stems.
+
+The only module that imports demucs, and only when a model is loaded.
+"""
+
+import fractions
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stemgenre import audio
+from stemgenre.cache import STEMS
+from stemgenre.errors import UserError
+from stemgenre.files import sha256
+
+
+class Separator:
+    """A Demucs model on a device. Raises UserError, with the way out, if it cannot be had."""
+
+    def __init__(self, separation, *, sample_rate, device):
+        self.model = load_demucs(separation.separation_model, separation.separation_repo)
+        self.model.to(device).eval()
+        self.overlap = separation.separation_overlap
+        self.sample_rate = sample_rate
+        self.device = device
+        self.batch_size = _batch_size(separation.separation_batch, device)
+
+    def load(self, path):
+        """The file's wave as Demucs takes it: float32 (2, samples) at the model's own rate."""
+        wave, rate = audio.decode(path)
+        wave = (
+            wave[:2] if len(wave) >= 2 else wave
+        )  # beyond stereo: front left and right come first
+        wave = audio.resample(wave, from_rate=rate, to_rate=self.model.samplerate)
+        return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(wave, (2, wave.shape[1]))))
+
+    def windows(self, samples):
+        """How many windows Demucs takes for a wave of so many samples."""
+        return math.ceil(samples / self._stride())
+
+    @torch.inference_mode()
+    def __call__(self, waves):
+        """Stems of waves (each (2, samples), all of the same number of windows).
+
+        Returns a list of float32 arrays (4, samples at sample_rate), mono, in the order of STEMS.
+        A wave is filled with zeros to whole windows, which costs nothing and lets clips of
+        slightly different length go through together without one changing the other.
+        """
+        import julius
+        from demucs.apply import apply_model
+
+        length = self.windows(max(wave.shape[-1] for wave in waves)) * self._stride()
+        mix = torch.stack([torch.nn.functional.pad(w, (0, length - w.shape[-1])) for w in waves])
+        mix = mix.to(self.device)
+        counts = torch.tensor([w.shape[-1] for w in waves], device=self.device)[:, None, None]
+        real = torch.arange(length, device=self.device) < counts
+        # Demucs' own normalisation (demucs.api), over the real samples of each wave.
+        mono = mix.mean(1, keepdim=True)
+        mean = mono.sum(2, keepdim=True) / counts
+        std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
+        mix = (mix - mean) / std * real
+        stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+        order = [self.model.sources.index(stem) for stem in STEMS]
+        stems = (stems[:, order].mean(2) * std).float()
+        stems = julius.resample_frac(stems, self.model.samplerate, self.sample_rate)
+        ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
+        return [s[:, :end].numpy() for s, end in zip(stems.cpu(), ends, strict=True)]
+
+    def _stride(self):
+        """Samples from one window of apply_model to the next."""
+        segments = [m.segment for m in getattr(self.model, "models", [self.model])]
+        return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))
+
+
+WINDOW_BYTES = 1.5e9  # of a card's memory that one window of htdemucs may take, with room to spare
+
+
+def _batch_size(separation_batch, device):
+    """SEPARATION_BATCH as a number. On a CPU one by one, so that no clip depends on another."""
+    if separation_batch != "auto":
+        return separation_batch
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(32, int(free / WINDOW_BYTES)))
+
+
+def load_demucs(name, repo=None):
+    """The Demucs model `name` from its hub, or from the local folder `repo`.
+
+    The folder holds what the hub's repository holds, `name`.yaml and the .safetensors that it
+    names; or the .th files of older downloads, which are read without running what they contain.
+    """
+    from demucs.apply import BagOfModels
+
+    folder = Path(repo) if repo else None
+    if folder and not folder.is_dir():
+        raise UserError(
+            f"SEPARATION_REPO={repo} is not a folder; put {name}.yaml and its weights there"
+        )
+    bag = _read_bag(folder, name)
+    models = [_load_weights(_repo_file(folder, name, signature)) for signature in bag["models"]]
+    model = BagOfModels(models, bag.get("weights"), bag.get("segment"))
+    if sorted(model.sources) != sorted(STEMS):
+        raise UserError(
+            f"SEPARATION_MODEL={name} separates {', '.join(model.sources)}; "
+            f"a model for {', '.join(STEMS)} is needed, such as htdemucs"
+        )
+    return model
+
+
+def _read_bag(folder, name):
+    """The yaml of a bag of models: which weights it has, and how they are mixed."""
+    import yaml
+
+    path = _repo_file(folder, name, name, suffixes=(".yaml",), required=folder is None)
+    if path is None:
+        return {"models": [name]}  # a single model, called by its signature
+    try:
+        bag = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a Demucs model's yaml: {error}") from None
+    if not isinstance(bag, dict) or not isinstance(bag.get("models"), list) or not bag["models"]:
+        raise UserError(f"{path} is not a Demucs model's yaml: it names no models")
+    return bag | {"models": [str(signature) for signature in bag["models"]]}
+
+
+def _repo_file(folder, name, stem, *, suffixes=(".safetensors", ".th"), required=True):
+    """A file of the model's repository: in `folder`, or downloaded from the hub once."""
+    if folder is None:
+        return _download(name, stem + suffixes[0])
+    for suffix in suffixes:
+        for path in (folder / (stem + suffix), *sorted(folder.glob(f"{stem}-*{suffix}"))):
+            if path.is_file():
+                return path
+    if required:
+        raise UserError(
+            f"{folder} holds no {stem}{' or '.join(suffixes)}; SEPARATION_REPO needs "
+            f"{name}.yaml and the weights that it names"
+        )
+    return None
+
+
+def _download(name, file_name):
+    """The local path of a file of the hub's repository of the model, checked against its hash."""
+    from demucs.hf import DEFAULT_NAMESPACE, hf_repo_name
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(f"{DEFAULT_NAMESPACE}/{hf_repo_name(name)}", file_name))
+    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
+        raise UserError(
+            f"the Demucs model {name} cannot be downloaded ({type(error).__name__}). "
+            f"Without a network, set SEPARATION_REPO to a folder with {name}.yaml and the "
+            f".safetensors that it names, "
+            f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
+        ) from None
+    blob = path.resolve()  # the hub's cache names large files by their SHA-256
+    if len(blob.name) == 64 and blob.name != sha256(blob):
+        blob.unlink()
+        raise UserError(f"{file_name} was not downloaded whole and has been removed; run again")
+    return path
+
+
+def _load_weights(path):
+    """One Demucs model from its file. Nothing in it is run: classes come from a fixed list."""
+    from demucs import demucs, hdemucs, htdemucs
+    from demucs.hf import load_safetensors_model
+    from demucs.repo import ModelLoadingError, check_checksum
+    from demucs.states import load_model
+    from safetensors import SafetensorError, safe_open
+
+    classes = (htdemucs.HTDemucs, hdemucs.HDemucs, demucs.Demucs)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+            known = {f"{kind.__module__}.{kind.__name__}" for kind in classes}
+            if meta.get("klass") not in known or "structure" in meta:
+                raise UserError(
+                    f"{path} is not a plain Demucs model: its class is {meta.get('klass')}"
+                )
+            return load_safetensors_model(path)
+        if "-" in path.stem:
+            check_checksum(path, path.stem.rsplit("-", 1)[1])
+        with torch.serialization.safe_globals([*classes, fractions.Fraction]):
+            package = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(package, dict) or package.get("klass") not in classes:
+            raise UserError(f"{path} is not a Demucs model")
+        return load_model(package)
+    except (
+        OSError,
+        SafetensorError,
+        ModelLoadingError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "it is damaged"
+        raise UserError(
+            f"{path} cannot be loaded as a Demucs model: {reason}; download it again, "
+            "best as .safetensors"
+        ) from None

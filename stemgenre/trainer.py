@@ -1,0 +1,357 @@
+"""Training: fit, checkpoints, the best model.
+
+Whatever is random in a step (augmentation, dropout, stochastic depth) is a pure function of
+(SEED, epoch, step): a run that is interrupted and resumed is the same run.
+"""
+
+import contextlib
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from stemgenre import checkpoint
+from stemgenre.augmentation import draw
+from stemgenre.dataset import epoch_batches
+from stemgenre.errors import Interrupted, UserError
+from stemgenre.files import replacing
+from stemgenre.inference import amp_type, autocast, predict
+from stemgenre.runtime import seed_of
+
+log = logging.getLogger(__name__)
+
+METRICS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_accuracy",
+    "learning_rate",
+    "gradient_norm",
+    "seconds",
+)
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds beside weights and optimiser."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimiser steps done in the epoch in hand
+    sums: dict = field(default_factory=dict)  # of that epoch: loss, correct, gradient_norm, seconds
+    history: list = field(default_factory=list)  # one dict of METRICS per finished epoch
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = float("inf")
+
+    def is_better(self, accuracy, loss):
+        """A better validation accuracy, or the same with a lower loss."""
+        return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+
+
+class Trainer:
+    """One run of training: fit() until EPOCHS or PATIENCE ends it.
+
+    `train` and `valid` are tables of clips, `reader` a StemReader, `frontend` a FrontEnd with the
+    channel statistics, `identity` what a checkpoint must share with this run.
+    """
+
+    def __init__(self, model, frontend, reader, train, valid, settings, runtime, identity):
+        self.net = model.to(runtime.device, memory_format=torch.channels_last)
+        self.frontend, self.reader, self.train, self.valid = frontend, reader, train, valid
+        self.settings, self.runtime, self.identity = settings, runtime, identity
+        check_batch_size(settings.train.batch_size, runtime.world, len(train))
+        self.model = DistributedDataParallel(self.net) if runtime.world > 1 else self.net
+        self.trained = [p for p in self.net.parameters() if p.requires_grad]
+        options = settings.train
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=runtime.device.type == "cuda",
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, options.epochs, eta_min=options.min_lr
+        )
+        self.amp_type = amp_type(runtime.device, options.use_amp)
+        self.scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=self.amp_type == torch.float16
+        )
+        self.micro_batch = (
+            options.batch_size if options.micro_batch == "auto" else options.micro_batch
+        )
+        self.progress = Progress()
+        self.saved_at = time.monotonic()
+
+    def fit(self):
+        """Trains to the end and returns the Progress. Raises Interrupted once stopped and saved."""
+        options, progress = self.settings.train, self.progress
+        while progress.epoch < options.epochs:
+            if progress.history and progress.epoch - progress.best_epoch >= options.patience:
+                log.info(
+                    "no better validation accuracy for %d epochs: stopped early", options.patience
+                )
+                break
+            self._train_epoch()
+            self._finish_epoch()
+            self.save()
+            if self.runtime.stop_requested():
+                self._interrupt(self.runtime.stop.signal_number)
+        return progress
+
+    def _train_epoch(self):
+        """The steps of the epoch in hand that are still to do."""
+        progress, runtime, options = self.progress, self.runtime, self.settings.train
+        seed = self.settings.machine.seed
+        self.model.train()
+        batches = epoch_batches(
+            self.train, batch_size=options.batch_size, seed=seed, epoch=progress.epoch
+        )
+        shares = [batch[runtime.rank :: runtime.world] for batch in batches]
+        sums = torch.zeros(3, device=runtime.device)  # loss, correct, gradient norm
+        if runtime.is_main and progress.sums:
+            sums += torch.tensor(progress.sums["values"], device=runtime.device)
+        started = time.monotonic() - progress.sums.get("seconds", 0.0)
+        todo = self.reader.batches(self.train, shares[progress.step :])
+        bar = tqdm(
+            todo,
+            initial=progress.step,
+            total=len(batches),
+            leave=False,
+            unit="batch",
+            desc=f"epoch {progress.epoch + 1}/{options.epochs}",
+            disable=not runtime.is_main,
+        )
+        for rows, stems in bar:
+            torch.manual_seed(seed_of(seed, progress.epoch, progress.step, runtime.rank, 3))
+            sums += self._step(rows, stems, len(batches[progress.step]))
+            progress.step += 1
+            if progress.step == len(batches):
+                break
+            due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
+            due, stopping = runtime.maximum(int(due), runtime.stop.signal_number)
+            if due or stopping:
+                self._keep(sums, started)
+                self.save()
+            if stopping:
+                self._interrupt(stopping)
+        self._keep(sums, started)
+
+    def _step(self, rows, stems, batch_clips):
+        """One optimiser step on this rank's share of a batch of `batch_clips`.
+
+        Returns (loss summed over clips, correct clips, gradient norm) as a tensor on the device,
+        without waiting for it.
+        """
+        seed, epoch = self.settings.machine.seed, self.progress.epoch
+        draws = [
+            draw(self.settings.augment, seed=seed, epoch=epoch, clip_index=i) for i in rows.index
+        ]
+        targets = torch.tensor(rows["target"].to_numpy(), device=self.runtime.device)
+        while True:
+            try:
+                loss, correct = self._backward(stems, draws, targets, batch_clips)
+                break
+            except torch.OutOfMemoryError:
+                self._halve_micro_batch(len(stems))
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.train.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        norm = torch.where(norm.isfinite(), norm, 0.0)  # of a step that the fp16 scaler skipped
+        return torch.stack([loss, correct, norm / self.runtime.world])
+
+    def _backward(self, stems, draws, targets, batch_clips):
+        """Gradients of the mean loss over the whole batch, micro-batch by micro-batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = correct = torch.zeros((), device=self.runtime.device)
+        pieces = -(-len(stems) // self.micro_batch)
+        bounds = [len(stems) * piece // pieces for piece in range(pieces + 1)]
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            images = self.frontend(stems[start:end], draws[start:end])
+            images = images.to(memory_format=torch.channels_last)
+            last = end == len(stems)
+            with (
+                contextlib.nullcontext()
+                if last or self.runtime.world == 1
+                else self.model.no_sync()
+            ):
+                with autocast(self.runtime.device, self.amp_type):
+                    logits = self.model(images)
+                piece_loss = nn.functional.cross_entropy(
+                    logits.float(), targets[start:end], reduction="sum"
+                )
+                # DistributedDataParallel divides by the number of ranks; the loss's mean is global.
+                self.scaler.scale(piece_loss * self.runtime.world / batch_clips).backward()
+            loss = loss + piece_loss.detach()
+            correct = correct + (logits.argmax(1) == targets[start:end]).sum()
+        return loss, correct
+
+    def _halve_micro_batch(self, clips):
+        if self.micro_batch == 1:
+            raise UserError(
+                f"not even one image of IMG_SIZE={self.settings.features.img_size} fits the card's "
+                "memory; lower IMG_SIZE or raise FREEZE_STAGES"
+            ) from None
+        self.micro_batch = max(1, min(self.micro_batch, clips) // 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        log.warning("out of memory: %d clips now go through the card at once", self.micro_batch)
+
+    def _keep(self, sums, started):
+        """Stores the epoch's sums over all ranks in the progress; this waits for the device.
+
+        Raises UserError, before anything is saved, if the loss is no number any more.
+        """
+        values = [sum(column) for column in zip(*self.runtime.gather(sums.tolist()), strict=True)]
+        if not math.isfinite(values[0]):
+            raise UserError(
+                f"the loss is no number any more in epoch {self.progress.epoch + 1}; the last good "
+                "checkpoint is kept. Resume with a lower LR or USE_AMP=False"
+            )
+        self.progress.sums = {"values": values, "seconds": time.monotonic() - started}
+
+    def _finish_epoch(self):
+        """Validates, logs the epoch's line, and keeps the model if it is the best."""
+        progress, runtime, sums = self.progress, self.runtime, self.progress.sums
+        started = time.monotonic()
+        steps = progress.step
+        for buffer in self.net.buffers() if runtime.world > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
+        logits = predict(
+            self.net, self.frontend, self.reader, self.valid, self.settings.train, runtime
+        )
+        targets = torch.tensor(self.valid["target"].to_numpy())
+        loss, correct, norm = sums["values"]
+        row = {
+            "epoch": progress.epoch + 1,
+            "train_loss": loss / len(self.train),
+            "train_accuracy": correct / len(self.train),
+            "valid_loss": nn.functional.cross_entropy(logits, targets).item(),
+            "valid_accuracy": (logits.argmax(1) == targets).float().mean().item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm / steps,
+            "seconds": sums["seconds"] + time.monotonic() - started,
+        }
+        self.scheduler.step()
+        progress.history.append(row)
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        better = progress.is_better(row["valid_accuracy"], row["valid_loss"])
+        if better:
+            progress.best_epoch = progress.epoch
+            progress.best_accuracy, progress.best_loss = row["valid_accuracy"], row["valid_loss"]
+        if runtime.is_main:
+            if better:
+                self._save_best()
+            self._write_metrics()
+        log.info(
+            "epoch %3d/%d  train loss %.4f accuracy %.3f  valid loss %.4f accuracy %.3f  "
+            "lr %.1e  %.1f s%s",
+            progress.epoch,
+            self.settings.train.epochs,
+            row["train_loss"],
+            row["train_accuracy"],
+            row["valid_loss"],
+            row["valid_accuracy"],
+            row["learning_rate"],
+            row["seconds"],
+            "  best so far" if better else "",
+        )
+
+    def _write_metrics(self):
+        path = self.settings.paths.output("metrics.csv")
+        with replacing(path, "w", encoding="utf-8", newline="") as file:
+            pd.DataFrame(self.progress.history, columns=METRICS).to_csv(file, index=False)
+
+    def _save_best(self):
+        checkpoint.save(
+            self.settings.paths.output(self.settings.paths.best_model_file),
+            "model",
+            {
+                "weights": self.net.state_dict(),
+                "epoch": self.progress.best_epoch,
+                "valid_accuracy": self.progress.best_accuracy,
+                "label_ids": list(self.identity["labels"].values()),
+                "label_names": list(self.identity["labels"]),
+                **self.frontend.state(),
+            },
+        )
+
+    @property
+    def checkpoint_path(self):
+        return self.settings.paths.output(self.settings.paths.checkpoint_file)
+
+    def save(self):
+        """Writes the whole state of the run to CHECKPOINT_FILE."""
+        if self.runtime.is_main:
+            checkpoint.save(
+                self.checkpoint_path,
+                "checkpoint",
+                {
+                    "identity": self.identity,
+                    "progress": vars(self.progress),
+                    "weights": self.net.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    **self.frontend.state(),
+                },
+            )
+        self.saved_at = time.monotonic()
+
+    def restore(self, saved):
+        """Takes over the content of a checkpoint whose identity fits this run."""
+        options = self.settings.train
+        self.net.load_state_dict(saved["weights"])
+        self.progress = Progress(**saved["progress"])
+        if options.load_optimizer_state:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+        if options.load_scheduler_state:
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.scheduler.T_max = options.epochs
+            for group, lr in zip(
+                self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
+            ):
+                group["lr"] = lr
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = options.lr
+            left = max(1, options.epochs - self.progress.epoch)
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.optimizer, left, eta_min=options.min_lr
+            )
+        log.info(
+            "resumed from %s: epoch %d, step %d",
+            self.checkpoint_path,
+            self.progress.epoch + 1,
+            self.progress.step,
+        )
+
+    def _interrupt(self, signal_number):
+        log.info(
+            "stopped in epoch %d after step %d; saved in %s. To go on, run again with "
+            "RESUME_FROM_CHECKPOINT=True",
+            self.progress.epoch + 1,
+            self.progress.step,
+            self.checkpoint_path,
+        )
+        raise Interrupted(signal_number)
+
+
+def check_batch_size(batch_size, world, clips):
+    """Raises UserError unless every process gets equally many clips of a batch, two or more."""
+    if batch_size % world or (world > 1 and batch_size < 2 * world):
+        fitting = max(2, round(batch_size / world)) * world
+        raise UserError(
+            f"BATCH_SIZE={batch_size} does not divide by {world} processes into two clips or "
+            f"more; try {fitting}"
+        )
+    if clips < 2 * world:
+        raise UserError(f"{clips} training clips are too few for {world} processes")
