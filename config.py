@@ -62,6 +62,8 @@ FREEZE_STAGES = 6  # EfficientNet stages (of 9) whose weights stay; 0 trains eve
 FROZEN_BATCHNORM = (
     "adapt"  # their BatchNorm follows the spectrograms; "fixed": stays as on ImageNet
 )
+HEAD_DROPOUT = (0.5, 0.3)  # before each of the head's two layers; less learns faster and by heart
+STOCHASTIC_DEPTH = 0.2  # chance that the deepest residual block is skipped; 0.2 is EfficientNet's
 
 # Training
 EPOCHS = 50  # at most

@@ -7,6 +7,10 @@ that says what they were made from. Entries without meta, in float32, compressed
 
 import io
 import json
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,6 +29,11 @@ UNREADABLE = (  # what zipfile and NumPy raise on a file that is not a whole ent
     EOFError,
     RuntimeError,
     NotImplementedError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    struct.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -118,24 +127,25 @@ def _read_meta(archive):
     """The meta of an open entry; None in the older form."""
     if "meta.npy" not in archive.namelist():
         return None
-    meta = json.loads(str(_parse_npy(archive.read("meta.npy"), kinds="U")))
+    meta = json.loads(str(_read_member(archive, "meta.npy", kinds="U")))
     if not isinstance(meta, dict):
         raise ValueError("meta is no json object")
     return meta
 
 
 def _read_array(archive, stem):
-    info = archive.getinfo(f"{stem}.npy")
-    if info.file_size > LONGEST * 4 + 1024:
-        raise ValueError(f"{stem} claims {info.file_size} bytes")
-    array = _parse_npy(archive.read(info), kinds="f")  # reading to the end checks the CRC
+    array = _read_member(archive, f"{stem}.npy", kinds="f")
     if array.ndim != 1:
         raise ValueError(f"{stem} has {array.ndim} dimensions")
     return array
 
 
-def _parse_npy(data, *, kinds):
-    """The array in the bytes of an .npy member, without pickle and without trusting its header."""
+def _read_member(archive, name, *, kinds):
+    """The array in an .npy member, without pickle and without trusting its header."""
+    info = archive.getinfo(name)
+    if info.file_size > LONGEST * 4 + 1024:
+        raise ValueError(f"{name} claims {info.file_size} bytes")
+    data = archive.read(info)  # reading to the end checks the CRC
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
@@ -143,6 +153,6 @@ def _parse_npy(data, *, kinds):
     read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, _, dtype = read_header(stream)
     body = memoryview(data)[stream.tell() :]
-    if dtype.kind not in kinds or int(np.prod(shape)) * dtype.itemsize != len(body):
+    if dtype.kind not in kinds or math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError("header and content of an array do not agree")
     return np.frombuffer(body, dtype).reshape(shape)

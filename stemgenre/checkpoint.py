@@ -1,8 +1,10 @@
 """Checkpoints and models on disk: saved whole, loaded without running what is in them."""
 
 import dataclasses
+import io
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -17,8 +19,10 @@ FORMAT = 1
 
 def save(path, kind, content):
     """Writes `content` (tensors and plain values) as a file of `kind`, whole or not at all."""
+    data = io.BytesIO()  # torch.save into a file that cannot grow ends in an error of its own
+    torch.save({"format": FORMAT, "kind": kind, **content}, data)
     with replacing(path) as file:
-        torch.save({"format": FORMAT, "kind": kind, **content}, file)
+        file.write(data.getbuffer())
 
 
 def load(path, kind):
@@ -30,6 +34,9 @@ def load(path, kind):
     if not path.is_file():
         raise UserError(f"there is no {kind} {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the CRCs
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         OSError,
@@ -44,6 +51,7 @@ def load(path, kind):
         OverflowError,
         MemoryError,
         pickle.UnpicklingError,
+        zipfile.BadZipFile,
     ) as error:
         reason = (
             str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -26,7 +26,7 @@ def split_overrides(words):
 
 
 def describe_knobs(config_source):
-    """config.py's text as help: its headings, and per knob its name, value and comment."""
+    """config.py's text as help: per knob its name, value and comment."""
     comments = {}
     for token in tokenize.generate_tokens(io.StringIO(config_source).readline):
         if token.type == tokenize.COMMENT:
@@ -35,6 +35,10 @@ def describe_knobs(config_source):
     for node in ast.parse(config_source).body:
         if isinstance(node, ast.Assign):
             value = ast.unparse(node.value)
-            meaning = comments.get(node.end_lineno, "")
+            meaning = " ".join(  # of all its lines: a long one stands in parentheses
+                comments[line]
+                for line in range(node.lineno, node.end_lineno + 1)
+                if line in comments
+            )
             lines.append(f"  {node.targets[0].id + ' = ' + value:<42} {meaning}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Cached stems -> wav files."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def _export_clip(stems, rate, channels, folder):
     chosen = stems[[STEMS.index(channel) for channel in channels]]
     gain = min(1.0, FULL_SCALE / max(np.abs(chosen).max(), 1e-9))
     for channel, wave in zip(channels, chosen, strict=True):
+        data = io.BytesIO()  # soundfile does not hand on the error of a file that cannot grow
+        soundfile.write(data, wave * gain, rate, format="WAV", subtype="PCM_16")
         with replacing(folder / f"{channel}.wav") as file:
-            soundfile.write(file, wave * gain, rate, format="WAV", subtype="PCM_16")
+            file.write(data.getbuffer())
     return gain

@@ -28,7 +28,8 @@ class FrontEnd:
         self.frames = 1 + self.clip_samples // features.hop_length
         mean, std = torch.tensor(channels, dtype=torch.float32, device=device)
         self.mean, self.std = mean[:, None, None], std[:, None, None]
-        self.window = torch.hann_window(features.n_fft, device=device)
+        window = torch.hann_window(features.n_fft, dtype=torch.float64)
+        self.window = window.float().to(device)
         self.edges = torch.tensor(
             librosa.mel_frequencies(features.n_mels + 2, fmin=0.0, fmax=features.sr / 2),
             dtype=torch.float64,

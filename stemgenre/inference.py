@@ -30,7 +30,7 @@ def load_best(path, device):
     saved = checkpoint.load(path, "model")
     try:
         features = group_from(FeatureSettings, saved["features"])
-        net = GenreNet(len(saved["label_ids"]), freeze_stages=0, frozen_batchnorm="fixed")
+        net = GenreNet(len(saved["label_ids"]))
         net.load_state_dict(saved["weights"])
         frontend = FrontEnd(features, device=device, channels=saved["channels"])
         net.to(device, memory_format=torch.channels_last).eval()

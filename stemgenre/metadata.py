@@ -59,11 +59,12 @@ class Competition:
 
 
 def natural_key(text):
-    """Sort key with which test_2 comes before test_10."""
-    return [
+    """Sort key with which test_2 comes before test_10; no two texts have the same."""
+    parts = [
         (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
         for part in re.split(r"(\d+)", str(text))
     ]
+    return parts, str(text)
 
 
 def load_competition(data_dir, *, num_classes, cache_dir):
@@ -156,7 +157,7 @@ def _from_masters(data_dir, train_master, audio):
 
 
 def _from_folders(data_dir, audio):
-    """Genres from folder names; clips below a folder whose name begins with "test" are the test."""
+    """Genres from folder names; the test is below a folder (or a file on its own) named test..."""
     if any(
         part.lower().startswith(("train_sound", "test_sound"))
         for path in audio
@@ -165,19 +166,24 @@ def _from_folders(data_dir, audio):
         raise UserError(
             f"there is no train_master.csv or .tsv in {data_dir}; expected\n{_layout(data_dir)}"
         )
-    test = [path for path in audio if _is_test(path, data_dir)]
-    train = [path for path in audio if not _is_test(path, data_dir) and path.parent != data_dir]
+    below = [path for path in audio if path.parent != data_dir]
+    test = [path for path in below if _is_test(path.parent, data_dir)]
+    test += [path for path in audio if path.parent == data_dir and _is_test(path, data_dir)]
+    train = [path for path in below if not _is_test(path.parent, data_dir)]
     genres = sorted({path.parent.name for path in train}, key=natural_key)
     if len(genres) < 2:
         raise UserError(
             f"{data_dir} has neither masters nor two genre folders; expected\n{_layout(data_dir)}"
         )
     labels = pd.DataFrame({"label_name": genres, "label_id": range(len(genres))})
-    names = [str(path.relative_to(data_dir).as_posix()) for path in train]
+    names = [path.relative_to(data_dir).as_posix() for path in train]
     targets = [genres.index(path.parent.name) for path in train]
     sample = find_master(data_dir, "sample_submit")
     form = read_form(sample) if sample else None
-    test_table = pd.DataFrame({"file_name": [path.name for path in test], "path": test})
+    test_names = [path.name for path in test]
+    if len(set(test_names)) < len(test):
+        test_names = [path.relative_to(data_dir).as_posix() for path in test]
+    test_table = pd.DataFrame({"file_name": test_names, "path": test})
     if form:
         test_table = pd.DataFrame({"file_name": [row[form.file_column] for row in form.rows]})
         test_table = test_table.drop_duplicates("file_name", ignore_index=True)
@@ -257,7 +263,7 @@ def _find_paths(names, by_name, master):
 
 def _checked_name(text, master):
     name = PurePosixPath(text.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts or ":" in name.parts[0][1:2] or not name.name:
+    if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
         raise UserError(f"{master} names {text!r}, which is not a file below the data folder")
     return name
 
@@ -324,25 +330,31 @@ def _read_master(master, columns):
 
 
 def read_form(sample_submit):
-    """The SubmissionForm of a sample_submit, with or without a header or an index column."""
+    """The SubmissionForm of a sample_submit, with or without a header or an index column.
+
+    The labels' column is label_id, or without that name the last one.
+    """
     rows, separator, line_end = _read_rows(sample_submit)
+    rows = [[cell.strip() for cell in row] for row in rows]
     columns = [
         column for column in range(len(rows[-1])) if rows[-1][column].lower().endswith(SUFFIXES)
     ]
     if not columns:
         raise UserError(f"{sample_submit} has no column of audio file names in its last row")
     file_column = columns[0]
-    header = None if rows[0][file_column].lower().endswith(SUFFIXES) else rows[0]
-    rows = rows if header is None else rows[1:]
-    others = [column for column in range(len(rows[-1])) if column != file_column]
-    for number, row in enumerate(rows, start=1 if header is None else 2):
-        if len(row) != len(rows[-1]) or not row[file_column].strip():
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[-1]) or not (row[file_column] or number == 1):
             raise UserError(
                 f"{sample_submit} row {number}: {len(row)} cells where the last row has "
                 f"{len(rows[-1])}, or no file name"
             )
-    rows = [[*(cell.strip() for cell in row), *([""] if not others else [])] for row in rows]
-    label_column = others[-1] if others else 1
+    header = None if rows[0][file_column].lower().endswith(SUFFIXES) else rows[0]
+    rows = rows if header is None else rows[1:]
+    others = [column for column in range(len(rows[-1])) if column != file_column]
+    if not others:
+        rows, others = [[*row, ""] for row in rows], [1]
+    names = [cell.lower() for cell in header or ()]
+    label_column = names.index("label_id") if "label_id" in names else others[-1]
     return SubmissionForm(rows, header, separator, line_end, file_column, label_column)
 
 
@@ -350,13 +362,13 @@ def _read_rows(path):
     """(rows of cells, separator, line end) of a small table whose separator is sniffed."""
     text = _read_text(path)
     lines = [line for line in text.splitlines()[:50] if line.strip()]
-    if not lines:
+    if not text.strip("\t,; \r\n"):
         raise UserError(f"{path} is empty")
-    widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
-    separator = max(
-        widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
-    )
     try:
+        widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
+        separator = max(
+            widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
+        )
         rows = [
             row
             for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -368,7 +380,7 @@ def _read_rows(path):
 
 
 def _read_text(path):
-    """The file's text: UTF-8 or UTF-16 with or without a mark, else Shift-JIS."""
+    """The file's text: UTF-16 with a mark, UTF-8 with or without one, else Shift-JIS."""
     data = path.read_bytes()
     encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp932"]
     for encoding in encodings:

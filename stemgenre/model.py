@@ -18,16 +18,24 @@ class GenreNet(nn.Module):
     statistics of the images ("adapt") or stays as it is ("fixed").
     """
 
-    def __init__(self, num_classes, *, freeze_stages, frozen_batchnorm):
+    def __init__(
+        self,
+        num_classes,
+        *,
+        freeze_stages=0,
+        frozen_batchnorm="adapt",
+        head_dropout=(0.5, 0.3),
+        stochastic_depth=0.2,
+    ):
         super().__init__()
-        backbone = efficientnet_b3(weights=None)
+        backbone = efficientnet_b3(weights=None, stochastic_depth_prob=stochastic_depth)
         self.features = backbone.features
         self.avgpool = backbone.avgpool
         self.classifier = nn.Sequential(
-            nn.Dropout(0.5),
+            nn.Dropout(head_dropout[0]),
             nn.Linear(1536, 512),
             nn.ReLU(),
-            nn.Dropout(0.3),
+            nn.Dropout(head_dropout[1]),
             nn.Linear(512, num_classes),
         )
         self.freeze_stages = freeze_stages
@@ -79,7 +87,11 @@ def build_model(model, *, num_classes, seed, resuming=False):
     """
     torch.manual_seed(seed)
     net = GenreNet(
-        num_classes, freeze_stages=model.freeze_stages, frozen_batchnorm=model.frozen_batchnorm
+        num_classes,
+        freeze_stages=model.freeze_stages,
+        frozen_batchnorm=model.frozen_batchnorm,
+        head_dropout=model.head_dropout,
+        stochastic_depth=model.stochastic_depth,
     )
     if model.pretrained and not resuming:
         state = imagenet_weights(model.weights_file)

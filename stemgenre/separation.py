@@ -8,7 +8,6 @@ import math
 import pickle
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stemgenre import audio
@@ -35,7 +34,7 @@ class Separator:
             wave[:2] if len(wave) >= 2 else wave
         )  # beyond stereo: front left and right come first
         wave = audio.resample(wave, from_rate=rate, to_rate=self.model.samplerate)
-        return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(wave, (2, wave.shape[1]))))
+        return torch.from_numpy(wave).expand(2, -1)
 
     def windows(self, samples):
         """How many windows Demucs takes for a wave of so many samples."""

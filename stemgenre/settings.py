@@ -83,6 +83,8 @@ class ModelSettings:
     weights_file: str | None = knob(None)
     freeze_stages: int = knob(6, low=0, high=9)
     frozen_batchnorm: str = knob("adapt", choices=("adapt", "fixed"))
+    head_dropout: tuple[float, float] = knob((0.5, 0.3), low=0, high=0.95, ordered=False)
+    stochastic_depth: float = knob(0.2, low=0, high=0.95)
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,10 @@ def _check_name(name, where):
 
 def _parse(name, text):
     """The value of a KEY=VALUE string: a literal, or the text itself where the knob takes text."""
-    if text.lower() in ("true", "false", "none"):
-        text = text.capitalize()
+    word = text.capitalize() if text.lower() in ("true", "false", "none") else text
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     only_text = KNOBS[name].type in (str, str | None)
     return text if only_text and isinstance(value, (int, float, complex)) else value
@@ -220,7 +221,7 @@ def _convert(value, kind, words):
     if isinstance(value, bool):
         return value if bool in kinds else _WRONG
     if isinstance(value, int) and float in kinds:
-        return float(value)
+        return float(value) if abs(value) < 1e300 else _WRONG
     if isinstance(value, float):
         return value if float in kinds and math.isfinite(value) else _WRONG
     if isinstance(value, int):
@@ -240,7 +241,7 @@ def _in_range(value, rules):
                 return False
             if number <= rules.get("above", -math.inf):
                 return False
-    return list(numbers) == sorted(numbers) if isinstance(value, tuple) else True
+    return list(numbers) == sorted(numbers) or not rules.get("ordered", True)
 
 
 def _expected(item):
@@ -250,7 +251,8 @@ def _expected(item):
         return " or ".join(repr(choice) for choice in rules["choices"])
     kind = item.type
     if typing.get_origin(kind) is tuple:
-        return f"two numbers (low, high) from {rules['low']} to {rules['high']}"
+        order = "(low, high)" if rules.get("ordered", True) else "(first, second)"
+        return f"two numbers {order} from {rules['low']} to {rules['high']}"
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     parts = []
     if bool in kinds:

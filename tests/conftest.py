@@ -1,0 +1,94 @@
+"""What several tests share: a tiny Demucs as a local repository, a small demo, real clips."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from demucs.htdemucs import HTDemucs
+from safetensors.torch import save_file
+
+import config
+from stemgenre import demo
+from stemgenre.cache import StemCache
+from stemgenre.settings import load_settings
+
+MUSIC = Path(__file__).parents[2] / "shared" / "music"  # real clips beside the checkout, if any
+
+TINY = {  # HTDemucs with 0.3 M weights: the real architecture in miniature
+    "sources": ["drums", "bass", "other", "vocals"],
+    "channels": 8,
+    "depth": 4,
+    "t_layers": 1,
+    "t_heads": 4,
+    "bottom_channels": 32,
+    "segment": 2,
+}
+
+SMALL_RUN = (  # a whole run in seconds
+    "SR=11025",
+    "N_FFT=1024",
+    "HOP_LENGTH=256",
+    "N_MELS=32",
+    "CLIP_SECONDS=2",
+    "IMG_SIZE=32",
+    "PRETRAINED=False",
+    "FREEZE_STAGES=0",
+    "EPOCHS=2",
+    "BATCH_SIZE=8",
+    "TEST_SIZE=0.34",
+    "SEPARATION_MODEL=synthesised",
+    "DEVICE=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    torch.manual_seed(0)
+    return HTDemucs(**TINY).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_repo(tmp_path_factory, tiny_model):
+    """A folder as the hub ships it: htdemucs.yaml and the safetensors that it names."""
+    folder = tmp_path_factory.mktemp("repo")
+    state = {name: tensor.contiguous() for name, tensor in tiny_model.state_dict().items()}
+    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(TINY)}
+    save_file(state, folder / "0123abcd.safetensors", metadata=meta)
+    (folder / "htdemucs.yaml").write_text("models: ['0123abcd']\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A demo of 30 training and 10 test clips of 2 s, with its stems; not to be changed."""
+    folder = tmp_path_factory.mktemp("small") / "data"
+    cache = StemCache(folder / "separated", model="synthesised", sample_rate=11025)
+    demo.write_demo(
+        folder, seed=3, train_per_genre=3, test_per_genre=1, seconds=2.0, sr=11025, cache=cache
+    )
+    return folder
+
+
+@pytest.fixture
+def small_settings(small_data, tmp_path):
+    """A function: Settings of a small run on small_data, with further KEY=VALUE overrides."""
+
+    def settings(*overrides):
+        folders = (f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path / 'out'}")
+        return load_settings(config, [*SMALL_RUN, *folders, *overrides])
+
+    return settings
+
+
+@pytest.fixture
+def music(tmp_path):
+    """A copy of 23 real clips in the competition's layout."""
+    if not MUSIC.is_dir():
+        pytest.skip("no real clips beside this checkout")
+    folder = tmp_path / "music"
+    shutil.copytree(MUSIC, folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
