@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--channels", nargs="+", choices=STEMS, default=STEMS, help="stems wanted")
     parser.add_argument("--out", type=Path, default=Path("wav"), help="folder for the wav files")
     parser.add_argument("--demo", action="store_true", help="the clips of train.py --demo")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides, clips = command_line.split_overrides(arguments.clips)
     settings = load_settings(config, [*(demo.KNOBS if arguments.demo else []), *overrides])
     cache = StemCache(

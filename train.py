@@ -7,6 +7,11 @@ python train.py --demo                        on a synthesised competition, noth
 torchrun --nproc-per-node=4 train.py          on four cards
 """
 
+import os
+
+# Idle threads sleep instead of spinning, which on a busy CPU makes a step several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+
 import pandas as pd
 
 import config
@@ -20,7 +25,7 @@ from stemgenre.model import build_model
 from stemgenre.settings import load_settings
 from stemgenre.stems import separate_missing
 from stemgenre.submission import Summary, write_submission
-from stemgenre.trainer import Trainer
+from stemgenre.trainer import Trainer, check_batch_size
 
 
 def main():
@@ -29,7 +34,7 @@ def main():
     parser.add_argument(
         "--demo", action="store_true", help="make and use a synthesised competition"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     demo_knobs = demo.KNOBS if arguments.demo else []
     settings = load_settings(config, [*demo_knobs, *arguments.knobs])
     with runtime.start(settings.machine) as run:
@@ -56,6 +61,11 @@ def run_competition(settings, run, *, make_demo=False):
     identity = checkpoint.run_identity(settings, clips, train)
     saved = checkpoint.to_resume_from(settings, identity)
 
+    check_batch_size(settings.train.batch_size, run.world, len(train))
+    model = build_model(
+        settings.model, num_classes=len(clips.label_ids), seed=seed, resuming=bool(saved)
+    )
+
     with summary.stage("separation"):
         separate_missing(pd.concat([clips.train, clips.test]), cache, settings, run)
     reader = StemReader(
@@ -66,9 +76,6 @@ def run_competition(settings, run, *, make_demo=False):
         channels = saved["channels"] if saved else measure_channels(features, reader, train, run)
     frontend = FrontEnd(features, device=run.device, channels=channels)
 
-    model = build_model(
-        settings.model, num_classes=len(clips.label_ids), seed=seed, resuming=bool(saved)
-    )
     trainer = Trainer(model, frontend, reader, train, valid, settings, run, identity)
     if saved:
         trainer.restore(saved)

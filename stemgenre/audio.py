@@ -11,23 +11,9 @@ import soundfile
 
 from stemgenre.errors import UserError
 
-SUFFIXES = (  # what is looked for in a folder; the first row needs no ffmpeg
-    ".au",
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".oga",
-    ".opus",
-    ".snd",
-    ".m4a",
-    ".aac",
-    ".mp4",
-    ".webm",
-    ".wma",
-)
+WITHOUT_FFMPEG = (".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".oga", ".opus", ".snd")
+WITH_FFMPEG = (".m4a", ".aac", ".mp4", ".webm", ".wma")
+SUFFIXES = WITHOUT_FFMPEG + WITH_FFMPEG  # what is looked for in a folder
 
 
 @dataclass(frozen=True)
@@ -52,13 +38,15 @@ def probe(path):
 def decode(path):
     """(wave, rate): float32 of shape (channels, samples), full scale 1, and its rate in Hz.
 
-    Raises UserError if the file cannot be decoded, is empty, silent, or has samples that are no
-    numbers.
+    Raises UserError if the file cannot be decoded or not to its end, is empty, silent, or has
+    samples that are no numbers.
     """
     try:
-        wave, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
         wave, rate = _decode_with_ffmpeg(path, error)
+    else:
+        wave, rate = _read_whole(path, file), file.samplerate
     if not len(wave):
         raise UserError(f"{path} is empty: it holds no samples")
     if not np.isfinite(wave).all():
@@ -73,6 +61,18 @@ def resample(wave, *, from_rate, to_rate):
     if from_rate == to_rate:
         return wave
     return librosa.resample(wave, orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
+
+
+def _read_whole(path, file):
+    """All samples of an open file; UserError if there are fewer than its header promises."""
+    try:
+        with file:
+            wave = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path} cannot be decoded: {_reason(error)}") from None
+    if len(wave) < 0.98 * file.frames:
+        raise UserError(f"{path} is cut short: {len(wave)} of {file.frames} samples are there")
+    return wave
 
 
 def _decode_with_ffmpeg(path, error):

@@ -84,9 +84,17 @@ class StemCache:
     def read(self, clip):
         """The stems of a clip: (4, samples), float16 or float32 as stored, in the order of STEMS.
 
-        Raises CacheError with the reason if the entry is not whole.
+        Raises CacheError with the reason if the entry is not whole. It is then removed, so that
+        the next run separates the clip anew.
         """
-        return self.read_file(self.path(clip))[0]
+        path = self.path(clip)
+        try:
+            return self.read_file(path)[0]
+        except CacheError as error:
+            path.unlink(missing_ok=True)
+            raise CacheError(
+                f"{error}; it has been removed, run again to separate it anew"
+            ) from None
 
     def read_file(self, path):
         """(stems, rate in Hz) of any entry; one without meta has the rate of this cache."""
@@ -94,16 +102,15 @@ class StemCache:
             with zipfile.ZipFile(path) as archive:
                 stems = [_read_array(archive, stem) for stem in STEMS]
                 rate = (_read_meta(archive) or {}).get("sample_rate", self.sample_rate)
+        except FileNotFoundError:
+            raise UserError(f"{path} is not there any more; run again") from None
         except UNREADABLE as error:
-            raise CacheError(
-                f"{path} cannot be read ({error}); delete it and run again, "
-                "the clip is then separated anew"
-            ) from None
+            raise CacheError(f"{path} cannot be read as stems ({error})") from None
         if len({len(stem) for stem in stems}) != 1 or not len(stems[0]):
-            raise CacheError(f"{path} has stems of different or no length; delete it and run again")
+            raise CacheError(f"{path} has stems of different or no length")
         stems = np.stack(stems)
         if not np.isfinite(stems).all():
-            raise CacheError(f"{path} holds samples that are no numbers; delete it and run again")
+            raise CacheError(f"{path} holds samples that are no numbers")
         return stems, rate
 
     def write(self, clip, stems, source):

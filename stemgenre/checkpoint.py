@@ -78,6 +78,7 @@ def run_identity(settings, competition, train):
         "FREEZE_STAGES": settings.model.freeze_stages,
         "FROZEN_BATCHNORM": settings.model.frozen_batchnorm,
         "model": "efficientnet_b3",
+        "SEPARATION_MODEL": settings.separation.separation_model,
         **{name.upper(): value for name, value in dataclasses.asdict(settings.features).items()},
     }
 

@@ -21,16 +21,23 @@ KNOBS = (  # of train.py --demo, before those of its command line
     "DATA_DIR=data/demo",
     "OUTPUT_DIR=runs/demo",
     "SEPARATION_MODEL=synthesised",
+    "SR=11025",
     "CLIP_SECONDS=8",
-    "IMG_SIZE=96",
+    "N_FFT=1024",
+    "HOP_LENGTH=256",
+    "IMG_SIZE=72",
+    "AUGMENT_PROBABILITY=0.15",
+    "AUGMENT_ADD_NOISE=False",  # the demo's quiet instruments are quieter than the noise
     "PRETRAINED=False",
     "FREEZE_STAGES=0",
-    "EPOCHS=12",
+    "HEAD_DROPOUT=(0.2, 0)",
+    "STOCHASTIC_DEPTH=0",
+    "EPOCHS=20",
     "BATCH_SIZE=16",
     "LR=1e-3",
 )
 SEED = 0  # of the music
-TRAIN_PER_GENRE, TEST_PER_GENRE = 22, 4
+TRAIN_PER_GENRE, TEST_PER_GENRE = 32, 4
 
 FORMAT = 1  # to be raised whenever the same parameters would give other files
 RECEIPT = "demo.json"  # what is in the folder, and whether all of it is
@@ -55,12 +62,23 @@ class Clip:
         return GENRES.index(self.genre)
 
 
-def write_demo(data_dir, *, seed, train_per_genre, test_per_genre, seconds, sr, cache):
+def write_demo(
+    data_dir,
+    *,
+    seed,
+    train_per_genre,
+    test_per_genre,
+    seconds,
+    sr,
+    cache,
+    stopped=lambda: False,
+):
     """Writes a competition into the folder `data_dir` and its true stems into `cache`, a StemCache.
 
     seconds: about how long a clip is; sr: sample rate in Hz. The same parameters give the same
     bytes. A demo that is whole is left as it is; one that is not, or that has other parameters, is
-    written anew. Raises UserError if there is data in the folder that is not a demo.
+    written anew. Ends early once `stopped()`. Raises UserError if there is data in the folder that
+    is not a demo.
     """
     data_dir = Path(data_dir)
     receipt = {
@@ -77,9 +95,11 @@ def write_demo(data_dir, *, seed, train_per_genre, test_per_genre, seconds, sr, 
         return
     make_room(data_dir)
     write_receipt(data_dir, receipt | {"whole": False})
+    write_masters(data_dir, train, test)  # first: a folder with masters is another dataset's
     for clip in tqdm([*train, *test], desc="synthesising the demo", unit="clip"):
+        if stopped():
+            return
         write_clip(data_dir, clip, sr=sr, cache=cache)
-    write_masters(data_dir, train, test)
     write_receipt(data_dir, receipt | {"whole": True})
 
 
@@ -167,7 +187,15 @@ def write_receipt(data_dir, receipt):
 def prepare(data_dir, cache, features, run):
     """Makes the demo of `train.py --demo`; of several processes, one does."""
     if run.is_main:
-        write_demo(data_dir, seed=SEED, train_per_genre=TRAIN_PER_GENRE,
-                   test_per_genre=TEST_PER_GENRE, seconds=features.clip_seconds,
-                   sr=features.sr, cache=cache)  # fmt: skip
-    run.gather(None)
+        write_demo(
+            data_dir,
+            seed=SEED,
+            train_per_genre=TRAIN_PER_GENRE,
+            test_per_genre=TEST_PER_GENRE,
+            seconds=features.clip_seconds,
+            sr=features.sr,
+            cache=cache,
+            stopped=lambda: run.stop.signal_number != 0,
+        )
+    if run.stop_requested():
+        raise run.interrupted()

@@ -59,7 +59,7 @@ def _entry(cache, name):
 def _export_clip(stems, rate, channels, folder):
     """Writes the stems (4, samples); returns the gain that they share."""
     chosen = stems[[STEMS.index(channel) for channel in channels]]
-    gain = min(1.0, FULL_SCALE / max(np.abs(chosen).max(), 1e-9))
+    gain = min(1.0, FULL_SCALE / max(np.abs(stems).max(), 1e-9))
     for channel, wave in zip(channels, chosen, strict=True):
         data = io.BytesIO()  # soundfile does not hand on the error of a file that cannot grow
         soundfile.write(data, wave * gain, rate, format="WAV", subtype="PCM_16")

@@ -3,9 +3,7 @@
 Labels are joined by file name, never by position.
 """
 
-import csv
 import filecmp
-import io
 import logging
 import os
 import re
@@ -16,6 +14,7 @@ import pandas as pd
 
 from stemgenre.audio import SUFFIXES
 from stemgenre.errors import UserError
+from stemgenre.tables import SubmissionForm, read_form, read_master, whole_numbers
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +27,6 @@ LAYOUT = """\
         test_sound_1/...
 or, without masters, one folder of clips per genre: {data_dir}/blues/*.wav, {data_dir}/rock/*.wav
 `python train.py --demo` tries everything on a synthesised competition, with nothing to download."""
-
-
-@dataclass(frozen=True)
-class SubmissionForm:
-    """sample_submit as it was found: what a submission has to look like."""
-
-    rows: list[list[str]]  # every cell, without the header
-    header: list[str] | None
-    separator: str
-    line_end: str
-    file_column: int
-    label_column: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,13 @@ def load_competition(data_dir, *, num_classes, cache_dir):
         raise UserError(f"there is no data folder {data_dir}; expected\n{_layout(data_dir)}")
     audio = find_audio(data_dir, skip=Path(cache_dir))
     if not audio:
-        raise UserError(f"there is no audio below {data_dir}; expected\n{_layout(data_dir)}")
+        nested = [
+            folder
+            for folder in sorted(data_dir.iterdir())
+            if folder.is_dir() and folder.name != "demo" and find_master(folder, "train_master")
+        ]
+        hint = f"; did you mean DATA_DIR={nested[0]}?" if nested else ""
+        raise UserError(f"there is no audio below {data_dir}{hint}; expected\n{_layout(data_dir)}")
     train_master = find_master(data_dir, "train_master")
     if train_master:
         competition = _from_masters(data_dir, train_master, audio)
@@ -96,11 +89,15 @@ def find_audio(folder, *, skip):
     """Paths of all audio files below `folder`, in natural order.
 
     Left out: hidden files, the folder `skip`, and folders with a train_master of their own, which
-    are other datasets.
+    are other datasets. Links are followed, each folder is entered once.
     """
-    found = []
+    found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         root = Path(root)
+        if (real := root.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(
             (
                 f
@@ -147,6 +144,8 @@ def _from_masters(data_dir, train_master, audio):
         )
     test = test.drop_duplicates("file_name", ignore_index=True)
     train["path"] = _find_paths(train["file_name"], by_name, train_master)
+    _check_one_label_each(train, train_master)
+    train = train.drop_duplicates("path", ignore_index=True)
     test["path"] = _find_paths(test["file_name"], by_name, sample)
     truth = find_master(data_dir, "test_master")
     known = (
@@ -154,6 +153,14 @@ def _from_masters(data_dir, train_master, audio):
     )
     test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
     return _competition(data_dir, train, test, labels, form)
+
+
+def _check_one_label_each(train, master):
+    """Raises UserError if two spellings of one file's name have two labels."""
+    for path, rows in train[train["path"].duplicated(keep=False)].groupby("path"):
+        if rows["target"].nunique() > 1:
+            names = " and ".join(rows["file_name"])
+            raise UserError(f"{master} gives {path} two labels, as {names}; keep one")
 
 
 def _from_folders(data_dir, audio):
@@ -218,7 +225,7 @@ def _clip_names(paths, data_dir):
     return {
         path: path.stem
         if path.stem.casefold() not in twice
-        else "__".join(path.relative_to(data_dir).parts).replace(".", "_")
+        else "__".join(path.relative_to(data_dir).parts)
         for path in paths
     }
 
@@ -270,8 +277,8 @@ def _checked_name(text, master):
 
 def _read_truth(master, labels, label_master):
     """Columns file_name and target (class index) of a master with file_name and label_id."""
-    table = _read_master(master, ("file_name", "label_id"))
-    table["label_id"] = _whole_numbers(table["label_id"], master)
+    table = read_master(master, ("file_name", "label_id"))
+    table["label_id"] = whole_numbers(table["label_id"], master)
     unknown = sorted(set(table["label_id"]) - set(labels["label_id"]))
     if unknown:
         raise UserError(f"{master} has label_id {unknown[0]}, which {label_master} does not name")
@@ -288,8 +295,8 @@ def _read_truth(master, labels, label_master):
 
 
 def _read_labels(master):
-    labels = _read_master(master, ("label_name", "label_id"))
-    labels["label_id"] = _whole_numbers(labels["label_id"], master)
+    labels = read_master(master, ("label_name", "label_id"))
+    labels["label_id"] = whole_numbers(labels["label_id"], master)
     for column in ("label_name", "label_id"):
         twice = labels[column][labels[column].duplicated()]
         if len(twice):
@@ -297,97 +304,3 @@ def _read_labels(master):
     if len(labels) < 2:
         raise UserError(f"{master} names {len(labels)} genre; a classifier needs two or more")
     return labels.sort_values("label_id", ignore_index=True)
-
-
-def _whole_numbers(cells, master):
-    numbers = pd.to_numeric(cells, errors="coerce")
-    wrong = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() > 2**53)
-    if wrong.any():
-        raise UserError(
-            f"{master} row {wrong.idxmax() + 2}: label_id {cells[wrong.idxmax()]!r} "
-            "is not a whole number"
-        )
-    return numbers.astype("int64")
-
-
-def _read_master(master, columns):
-    """The named columns of a master with a header, as stripped text; others are left out."""
-    rows, _, _ = _read_rows(master)
-    header = [cell.strip().lower() for cell in rows[0]]
-    for column in columns:
-        if header.count(column) != 1:
-            raise UserError(
-                f"{master} needs one column {column} in its header; it has {', '.join(rows[0])}"
-            )
-    if len(rows) == 1:
-        raise UserError(f"{master} has a header but no rows")
-    cells = [header.index(column) for column in columns]
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not all(row[cell].strip() for cell in cells):
-            raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
-    data = [[row[cell].strip() for cell in cells] for row in rows[1:]]
-    return pd.DataFrame(data, columns=list(columns))
-
-
-def read_form(sample_submit):
-    """The SubmissionForm of a sample_submit, with or without a header or an index column.
-
-    The labels' column is label_id, or without that name the last one.
-    """
-    rows, separator, line_end = _read_rows(sample_submit)
-    rows = [[cell.strip() for cell in row] for row in rows]
-    columns = [
-        column for column in range(len(rows[-1])) if rows[-1][column].lower().endswith(SUFFIXES)
-    ]
-    if not columns:
-        raise UserError(f"{sample_submit} has no column of audio file names in its last row")
-    file_column = columns[0]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[-1]) or not (row[file_column] or number == 1):
-            raise UserError(
-                f"{sample_submit} row {number}: {len(row)} cells where the last row has "
-                f"{len(rows[-1])}, or no file name"
-            )
-    header = None if rows[0][file_column].lower().endswith(SUFFIXES) else rows[0]
-    rows = rows if header is None else rows[1:]
-    others = [column for column in range(len(rows[-1])) if column != file_column]
-    if not others:
-        rows, others = [[*row, ""] for row in rows], [1]
-    names = [cell.lower() for cell in header or ()]
-    label_column = names.index("label_id") if "label_id" in names else others[-1]
-    return SubmissionForm(rows, header, separator, line_end, file_column, label_column)
-
-
-def _read_rows(path):
-    """(rows of cells, separator, line end) of a small table whose separator is sniffed."""
-    text = _read_text(path)
-    lines = [line for line in text.splitlines()[:50] if line.strip()]
-    if not text.strip("\t,; \r\n"):
-        raise UserError(f"{path} is empty")
-    try:
-        widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
-        separator = max(
-            widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
-        )
-        rows = [
-            row
-            for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            if any(cell.strip() for cell in row)
-        ]
-    except csv.Error as error:
-        raise UserError(f"{path} is not a table: {error}") from None
-    return rows, separator, "\r\n" if "\r\n" in text else "\n"
-
-
-def _read_text(path):
-    """The file's text: UTF-16 with a mark, UTF-8 with or without one, else Shift-JIS."""
-    data = path.read_bytes()
-    encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp932"]
-    for encoding in encodings:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text
-    raise UserError(f"{path} is not a text file in UTF-8, UTF-16 or Shift-JIS")

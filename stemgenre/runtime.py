@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -203,3 +204,6 @@ def run_script(main):
     except KeyboardInterrupt:
         log.error("stopped at once")
         sys.exit(128 + signal.SIGINT)
+    except Exception:
+        log.error("this is a mistake of the program itself:\n%s", traceback.format_exc())
+        raise SystemExit(1) from None

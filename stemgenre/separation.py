@@ -4,6 +4,7 @@ The only module that imports demucs, and only when a model is loaded.
 """
 
 import fractions
+import logging
 import math
 import pickle
 from pathlib import Path
@@ -14,6 +15,8 @@ from stemgenre import audio
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.files import sha256
+
+log = logging.getLogger(__name__)
 
 
 class Separator:
@@ -26,14 +29,13 @@ class Separator:
         self.sample_rate = sample_rate
         self.device = device
         self.batch_size = _batch_size(separation.separation_batch, device)
+        self.half = False  # see choose_precision
 
     def load(self, path):
         """The file's wave as Demucs takes it: float32 (2, samples) at the model's own rate."""
         wave, rate = audio.decode(path)
-        wave = (
-            wave[:2] if len(wave) >= 2 else wave
-        )  # beyond stereo: front left and right come first
-        wave = audio.resample(wave, from_rate=rate, to_rate=self.model.samplerate)
+        front = wave[:2]  # beyond stereo, the front left and right channels come first
+        wave = audio.resample(front, from_rate=rate, to_rate=self.model.samplerate)
         return torch.from_numpy(wave).expand(2, -1)
 
     def windows(self, samples):
@@ -44,7 +46,8 @@ class Separator:
     def __call__(self, waves):
         """Stems of waves (each (2, samples), all of the same number of windows).
 
-        Returns a list of float32 arrays (4, samples at sample_rate), mono, in the order of STEMS.
+        Returns a list of float32 tensors (4, samples at sample_rate) on the device, mono, in the
+        order of STEMS.
         A wave is filled with zeros to whole windows, which costs nothing and lets clips of
         slightly different length go through together without one changing the other.
         """
@@ -61,12 +64,32 @@ class Separator:
         mean = mono.sum(2, keepdim=True) / counts
         std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
         mix = (mix - mean) / std * real
-        stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+        if self.half and not stems.isfinite().all():
+            self.half = False
+            log.warning("half precision overflowed: Demucs goes on in float32")
+            return self(waves)
         order = [self.model.sources.index(stem) for stem in STEMS]
-        stems = (stems[:, order].mean(2) * std).float()
+        stems = stems[:, order].float().mean(2) * std
         stems = julius.resample_frac(stems, self.model.samplerate, self.sample_rate)
         ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
-        return [s[:, :end].numpy() for s, end in zip(stems.cpu(), ends, strict=True)]
+        return [clip[:, :end] for clip, end in zip(stems, ends, strict=True)]
+
+    def choose_precision(self, wave):
+        """Half precision from here on, if it leaves the stems of `wave` near those of float32."""
+        self.half = False
+        exact = self([wave])[0]
+        self.half = True
+        difference = self([wave])[0] - exact
+        error_db = 20 * math.log10((difference.std() / exact.std()).item() + 1e-12)
+        self.half = self.half and error_db < HALF_ERROR_DB
+        log.info(
+            "Demucs computes in %s: half precision is %.0f dB from float32, %.0f are wanted",
+            "half precision" if self.half else "float32",
+            error_db,
+            HALF_ERROR_DB,
+        )
 
     def _stride(self):
         """Samples from one window of apply_model to the next."""
@@ -74,6 +97,7 @@ class Separator:
         return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))
 
 
+HALF_ERROR_DB = -50.0  # level of the difference to float32's stems, below those
 WINDOW_BYTES = 1.5e9  # of a card's memory that one window of htdemucs may take, with room to spare
 
 

@@ -58,7 +58,7 @@ class FeatureSettings:
     top_db: float = knob(80.0, above=0, high=300)
     db_reference: str = knob("clip", choices=("clip", "stem"))
     num_channels: int = knob(4, choices=(4,))
-    img_size: int = knob(600, low=32, high=2048)
+    img_size: int = knob(600, low=64, high=2048)
 
 
 @dataclass(frozen=True)

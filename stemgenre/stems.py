@@ -43,12 +43,13 @@ def separate_missing(clips, cache, settings, runtime):
         runtime.device,
         cache.folder,
     )
-    _check_disk(todo, cache, settings.features)
+    seconds = [_seconds(row.path, settings.features.clip_seconds) for row in todo]
+    _check_disk(sum(seconds), cache, settings.features)
     separator = Separator(
         settings.separation, sample_rate=settings.features.sr, device=runtime.device
     )
     workers = worker_count(settings.machine)
-    share = todo[runtime.rank :: runtime.world]
+    share = _by_duration(todo, seconds)[runtime.rank :: runtime.world]
     failures = _separate(share, cache, separator, workers, runtime)
     if runtime.stop_requested():
         log.info(
@@ -63,9 +64,14 @@ def separate_missing(clips, cache, settings, runtime):
         )
 
 
-def _check_disk(todo, cache, features):
-    """Raises UserError, before any work, if the cache's disk has no room for what is to be done."""
-    seconds = sum(_seconds(row.path, features.clip_seconds) for row in todo)
+def _by_duration(rows, seconds):
+    """`rows`, the longest first: dealt out in turn, each process gets as much."""
+    order = sorted(range(len(rows)), key=lambda i: -seconds[i])
+    return [rows[i] for i in order]
+
+
+def _check_disk(seconds, cache, features):
+    """Raises UserError, before any work, if the disk has no room for so many seconds of stems."""
     needed = seconds * features.sr * len(STEMS) * 2
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +104,16 @@ def _separate(rows, cache, separator, workers, runtime):
     failures, writes = [], collections.deque()
     audio_seconds, started = 0.0, time.monotonic()
     with (
-        contextlib.closing(_load_ahead(rows, separator, workers, failures)) as loaded,
+        contextlib.closing(_load_ahead(rows, cache, separator, workers, failures)) as loaded,
         concurrent.futures.ThreadPoolExecutor(1) as writer,
         tqdm(total=len(rows), desc="stems", unit="clip", disable=not runtime.is_main) as bar,
     ):
-        for batch in _batches(loaded, separator):
+        for number, batch in enumerate(_batches(loaded, separator)):
+            if number == 0 and separator.device.type == "cuda":
+                separator.choose_precision(batch[0][1])
             stems = separate_fitting(separator, [wave for _, wave in batch])
             for (row, wave), clip_stems in zip(batch, stems, strict=True):
-                writes.append(writer.submit(cache.write, row.clip, clip_stems, row.path))
+                writes.append(writer.submit(_write, cache, row, clip_stems))
                 audio_seconds += wave.shape[-1] / separator.model.samplerate
             while len(writes) > 2 * separator.batch_size or (writes and writes[0].done()):
                 writes.popleft().result()
@@ -119,20 +127,30 @@ def _separate(rows, cache, separator, workers, runtime):
     return failures
 
 
-def _load_ahead(rows, separator, workers, failures):
-    """Yields (row, wave) in order while others are decoded; failed clips go to `failures`."""
-    ahead = map_ahead(
-        lambda row: separator.load(row.path),
-        rows,
-        threads=workers,
-        depth=separator.batch_size + workers,
-    )
-    with contextlib.closing(ahead):
+def _write(cache, row, stems):
+    """Fetches a clip's stems from the device, which meanwhile works on, and writes them."""
+    cache.write(row.clip, stems.cpu().numpy(), row.path)
+
+
+def _load_ahead(rows, cache, separator, workers, failures):
+    """Yields (row, wave) in order while others are decoded; failed clips go to `failures`.
+
+    A clip that another run has put into the cache meanwhile is left out.
+    """
+
+    def load(row):
+        return None if cache.is_current(row.clip, row.path) else separator.load(row.path)
+
+    depth = separator.batch_size + workers
+    with contextlib.closing(map_ahead(load, rows, threads=workers, depth=depth)) as ahead:
         for row, future in ahead:
             try:
-                yield row, future.result()
+                wave = future.result()
             except UserError as error:
                 failures.append(str(error))
+                continue
+            if wave is not None:
+                yield row, wave
 
 
 def _batches(loaded, separator):

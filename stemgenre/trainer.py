@@ -66,7 +66,6 @@ class Trainer:
         self.net = model.to(runtime.device, memory_format=torch.channels_last)
         self.frontend, self.reader, self.train, self.valid = frontend, reader, train, valid
         self.settings, self.runtime, self.identity = settings, runtime, identity
-        check_batch_size(settings.train.batch_size, runtime.world, len(train))
         self.model = DistributedDataParallel(self.net) if runtime.world > 1 else self.net
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         options = settings.train
@@ -74,7 +73,7 @@ class Trainer:
             self.trained,
             lr=options.lr,
             weight_decay=options.weight_decay,
-            fused=runtime.device.type == "cuda",
+            fused=runtime.device.type in ("cuda", "cpu"),
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, options.epochs, eta_min=options.min_lr
@@ -213,7 +212,8 @@ class Trainer:
         if not math.isfinite(values[0]):
             raise UserError(
                 f"the loss is no number any more in epoch {self.progress.epoch + 1}; the last good "
-                "checkpoint is kept. Resume with a lower LR or USE_AMP=False"
+                "checkpoint is kept. Resume with LOAD_SCHEDULER_STATE=False and a lower LR, or "
+                "with USE_AMP=False"
             )
         self.progress.sums = {"values": values, "seconds": time.monotonic() - started}
 

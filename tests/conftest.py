@@ -1,8 +1,11 @@
 """What several tests share: a tiny Demucs as a local repository, a small demo, real clips."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py does, before torch is imported
 
 import pytest
 import torch
@@ -32,7 +35,7 @@ SMALL_RUN = (  # a whole run in seconds
     "HOP_LENGTH=256",
     "N_MELS=32",
     "CLIP_SECONDS=2",
-    "IMG_SIZE=32",
+    "IMG_SIZE=64",
     "PRETRAINED=False",
     "FREEZE_STAGES=0",
     "EPOCHS=2",

@@ -16,10 +16,10 @@ SOURCE = Path(config.__file__).read_text(encoding="utf-8")
 def test_help_gives_every_knob_with_its_value_and_its_meaning(knob):
     text = command_line.parser("what it does", config).format_help()
     (line,) = re.findall(rf"^  {knob} = .*$", text, flags=re.MULTILINE)
-    value, meaning = re.fullmatch(rf"  {knob} = (\S.*?)(?:  +| (?=\S+ \S))(.*)", line).groups()
-    assert value
-    assert len(meaning.split()) >= 2, f"{knob} is not explained"
-    assert "#" not in meaning
+    start = f"  {knob} = {getattr(config, knob)!r} "
+    assert line.startswith(start)
+    meaning = line.removeprefix(start).strip()
+    assert re.match(r"[\w+(<]", meaning), f"{knob} is not explained"
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(small_settings
     run(small_settings("EPOCHS=1"))
     before = (small_settings().paths.output("checkpoint.pth")).read_bytes()
     with pytest.raises(UserError) as error:
-        run(small_settings("RESUME_FROM_CHECKPOINT=True", "IMG_SIZE=64", "SEED=7"))
-    assert "IMG_SIZE: 32 in the checkpoint, 64 here" in str(error.value)
+        run(small_settings("RESUME_FROM_CHECKPOINT=True", "IMG_SIZE=96", "SEED=7"))
+    assert "IMG_SIZE: 64 in the checkpoint, 96 here" in str(error.value)
     assert "SEED: 42 in the checkpoint, 7 here" in str(error.value)
     assert small_settings().paths.output("checkpoint.pth").read_bytes() == before
 

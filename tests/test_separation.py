@@ -51,7 +51,7 @@ def test_stems_are_named_right_mono_and_of_the_clips_length(separator, tiny_mode
     wave = noise(5)
     (stems,) = separator([wave])
     assert stems.shape == (4, 5 * 22050)
-    assert stems.dtype == np.float32
+    assert stems.dtype == torch.float32
 
 
 def test_stems_equal_demucs_own_separation_brought_down_to_sr(separator, tiny_model):
@@ -67,7 +67,7 @@ def test_stems_equal_demucs_own_separation_brought_down_to_sr(separator, tiny_mo
     (stems,) = separator([wave])
     assert stems.shape == plain.shape
     inner = slice(1000, -1000)  # the two resamplers differ at the ends
-    error = (stems - plain)[:, inner].std() / plain[:, inner].std()
+    error = (stems.numpy() - plain)[:, inner].std() / plain[:, inner].std()
     assert 20 * np.log10(error) < -30
 
 
@@ -78,14 +78,14 @@ def test_batching_does_not_change_the_stems(separator):
     for stems, wave in zip(together, waves, strict=True):
         (alone,) = separator([wave])
         assert stems.shape == alone.shape
-        assert np.abs(stems - alone).max() < 1e-5
+        assert (stems - alone).abs().max() < 1e-5
 
 
 def test_the_same_file_gives_the_same_bytes(separator, tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, noise(3).T.numpy(), 44100)
     first, second = (separator([separator.load(path)])[0] for _ in range(2))
-    assert first.tobytes() == second.tobytes()
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(22050, 1), (44100, 2), (8000, 1), (48000, 6)])
@@ -121,7 +121,17 @@ def test_out_of_memory_halves_the_batch_and_goes_on(separator, caplog):
     waves = [noise(1, seed=seed) for seed in range(3)]
     stems = separate_fitting(Card(), waves)
     assert [len(s) for s in stems] == [4, 4, 4]
-    assert np.array_equal(stems[2], separator([waves[2]])[0])
+    assert torch.equal(stems[2], separator([waves[2]])[0])
+
+
+def test_half_precision_is_taken_only_where_it_is_near_enough(separator, monkeypatch):
+    wave = torch.from_numpy(render("rock", seed=1, seconds=2, sr=44100)[[1, 3]])
+    separator.choose_precision(wave)
+    assert separator.half
+    assert separator([wave])[0].dtype == torch.float32
+    monkeypatch.setattr("stemgenre.separation.HALF_ERROR_DB", -120.0)
+    separator.choose_precision(wave)
+    assert not separator.half
 
 
 def clips_in(folder, **files):

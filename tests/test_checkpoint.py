@@ -1,0 +1,187 @@
+"""A checkpoint comes back as it was saved, or is refused by name; nothing in it is run."""
+
+import logging
+import os
+
+import pytest
+import torch
+from helpers import run_with_full_disk
+
+import config
+from stemgenre import checkpoint
+from stemgenre.errors import UserError
+from stemgenre.settings import load_settings
+
+CONTENT = {
+    "weights": {"layer.weight": torch.arange(200.0).reshape(10, 20), "empty": torch.zeros(0)},
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "plain": {"epoch": 3, "loss": 0.25, "names": ["a", "ロック"], "none": None, "pair": (1, 2)},
+}
+IDENTITY = {"SEED": 42, "IMG_SIZE": 600, "labels": {"blues": 0}, "training clips": ["a", "b"]}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A saved checkpoint."""
+    checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", CONTENT)
+    return tmp_path / "checkpoint.pth"
+
+
+def equal(left, right):
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    return type(left) is type(right) and left == right
+
+
+def refusal(path, kind="checkpoint"):
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path, kind)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_what_was_saved_comes_back(path):
+    loaded = checkpoint.load(path, "checkpoint")
+    assert equal({key: loaded[key] for key in CONTENT}, CONTENT)
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pth"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "there is no checkpoint" in refusal(tmp_path / "none.pth")
+    assert "there is no model" in refusal(tmp_path, kind="model")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"not a checkpoint", b"\x80\x02}q\x00.", bytes(5000)], ids=repr
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    assert "cannot be read as a checkpoint" in refusal(tmp_path / "x.pth")
+
+
+def test_a_truncated_file_is_refused(path):
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 41):
+        path.write_bytes(whole[:length])
+        assert "cannot be read" in refusal(path)
+
+
+def test_a_damaged_file_is_refused_or_still_right(path):
+    whole = path.read_bytes()
+    refused = 0
+    for offset in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            loaded = checkpoint.load(path, "checkpoint")
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert equal({key: loaded[key] for key in CONTENT}, CONTENT), f"byte {offset}"
+    assert refused
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_code_in_a_file_does_not_run(tmp_path, as_zip):
+    marker, file = tmp_path / "it ran", tmp_path / "x.pth"
+    content = {"format": checkpoint.FORMAT, "kind": "checkpoint", "x": Payload(marker)}
+    torch.save(content, file, _use_new_zipfile_serialization=as_zip)
+    refusal(file)
+    assert not marker.exists()
+    if as_zip:
+        torch.load(file, weights_only=False)  # it would have
+        assert marker.exists()
+
+
+def test_another_kind_or_a_newer_format_is_refused(path, tmp_path):
+    assert "is not a model" in refusal(path, kind="model")
+    torch.save({"weights": torch.ones(3)}, tmp_path / "foreign.pth")
+    assert "is not a checkpoint" in refusal(tmp_path / "foreign.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "is not a checkpoint" in refusal(tmp_path / "list.pth")
+    newer = checkpoint.FORMAT + 1
+    torch.save({"kind": "checkpoint", "format": newer}, tmp_path / "newer.pth")
+    assert f"format {newer}" in refusal(tmp_path / "newer.pth")
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(path):
+    before = path.read_bytes()
+    code = (
+        "import sys, torch\n"
+        "from stemgenre import checkpoint\n"
+        "checkpoint.save(sys.argv[1], 'checkpoint', {'weights': torch.zeros(100_000)})\n"
+    )
+    done = run_with_full_disk(code, path)
+    assert "UserError" in done.stderr
+    assert "checkpoint.pth cannot be written" in done.stderr
+    assert path.read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"SEED": 7}, ["SEED: 42 in the checkpoint, 7 here"]),
+        ({"IMG_SIZE": 300, "SEED": 7}, ["IMG_SIZE: 600", "SEED: 42"]),
+        ({"labels": {"rock": 0}}, ["labels: 1 of them"]),
+        ({"training clips": ["a", "b", "c"]}, ["training clips: 2 of them", "3, not the same"]),
+        ({"NEW": 1}, ["NEW: None in the checkpoint, 1 here"]),
+    ],
+)
+def test_what_differs_from_the_run_is_listed(change, said):
+    with pytest.raises(UserError) as caught:
+        checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | change)
+    lines = str(caught.value).splitlines()
+    assert "x.pth" in lines[0]
+    assert "RESUME_FROM_CHECKPOINT=False" in lines[-1]
+    assert len(lines) == 2 + len(change)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_the_same_identity_fits():
+    checkpoint.check_identity("x.pth", IDENTITY, dict(reversed(IDENTITY.items())))
+
+
+def settings(folder, *overrides):
+    return load_settings(config, [f"OUTPUT_DIR={folder}", *overrides])
+
+
+def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*checkpoint\.pth"):
+        checkpoint.to_resume_from(settings(tmp_path, "RESUME_FROM_CHECKPOINT=True"), IDENTITY)
+
+
+def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
+    content = CONTENT | {"identity": IDENTITY}
+    checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
+    resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
+    assert equal(checkpoint.to_resume_from(resume, IDENTITY)["weights"], CONTENT["weights"])
+    with pytest.raises(UserError, match="SEED"):
+        checkpoint.to_resume_from(resume, IDENTITY | {"SEED": 7})
+
+
+def test_starting_afresh_warns_that_a_checkpoint_will_be_replaced(path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.to_resume_from(settings(path.parent), IDENTITY) is None
+    assert str(path) in caplog.text
+    assert "RESUME_FROM_CHECKPOINT=True" in caplog.text
+    caplog.clear()
+    assert checkpoint.to_resume_from(settings(path.parent / "new"), IDENTITY) is None
+    assert not caplog.messages

@@ -1,0 +1,132 @@
+"""submit.csv looks as sample_submit does, with the predicted label ids in it; summary.json."""
+
+import json
+
+import pytest
+import torch
+from helpers import put_audio
+
+from stemgenre.metadata import load_competition
+from stemgenre.submission import Summary, write_submission
+from stemgenre.trainer import Progress
+
+IDS = {"blues": 7, "jazz": 0, "rock": 42}
+PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A competition with three test clips, without a sample_submit."""
+    put_audio(*(tmp_path / "train_sound" / f"train_{n}.wav" for n in range(3)))
+    put_audio(*(tmp_path / "test_sound" / name for name in PREDICTED))
+    labels = "".join(f"{name},{label_id}\n" for name, label_id in IDS.items())
+    (tmp_path / "label_master.csv").write_text("label_name,label_id\n" + labels)
+    (tmp_path / "train_master.csv").write_text(
+        "file_name,label_id\ntrain_0.wav,7\ntrain_1.wav,0\ntrain_2.wav,42\n"
+    )
+    return tmp_path
+
+
+def load(folder):
+    return load_competition(folder, num_classes=3, cache_dir=folder / "separated")
+
+
+def submit(folder):
+    """The bytes of the submission for PREDICTED."""
+    competition = load(folder)
+    targets = [competition.label_ids.index(PREDICTED[n]) for n in competition.test["file_name"]]
+    write_submission(folder / "out" / "submit.csv", competition, targets)
+    return (folder / "out" / "submit.csv").read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "sample", "expected"),
+    [
+        (
+            "sample_submit.tsv",
+            "test_2.wav\t0\ntest_0.wav\t0\ntest_10.wav\t0\n",
+            "test_2.wav\t0\ntest_0.wav\t42\ntest_10.wav\t7\n",
+        ),
+        ("sample_submit.csv", "test_10.wav,3\ntest_2.wav,3\n", "test_10.wav,7\ntest_2.wav,0\n"),
+        ("sample_submit.csv", "test_10.wav;3\ntest_2.wav;3\n", "test_10.wav;7\ntest_2.wav;0\n"),
+        ("sample_submit.csv", "test_10.wav\t3\n", "test_10.wav\t7\n"),
+        (
+            "sample_submit.csv",
+            "test_0.wav,1\r\ntest_2.wav,1\r\n",
+            "test_0.wav,42\r\ntest_2.wav,0\r\n",
+        ),
+        (
+            "sample_submit.csv",
+            "File Name,Genre\ntest_0.wav,1\n",
+            "File Name,Genre\ntest_0.wav,42\n",
+        ),
+        ("sample_submit.csv", "0,test_2.wav,1\n1,test_0.wav,1\n",
+         "0,test_2.wav,0\n1,test_0.wav,42\n"),
+        ("sample_submit.csv", "label_id,file\n9,test_0.wav\n", "label_id,file\n42,test_0.wav\n"),
+        (
+            "sample_submit.csv",
+            'file,label_id,note\ntest_0.wav,1,"a, b"\n',
+            'file,label_id,note\ntest_0.wav,42,"a, b"\n',
+        ),
+        ("sample_submit.csv", "test_0.wav,1\ntest_0.wav,1\n", "test_0.wav,42\ntest_0.wav,42\n"),
+        (
+            "sample_submit.csv",
+            "test_sound/test_0.wav,1\ntest_sound/test_2.wav,1\n",
+            "test_sound/test_0.wav,42\ntest_sound/test_2.wav,0\n",
+        ),
+    ],
+)  # fmt: skip
+def test_the_submission_mirrors_sample_submit(data, monkeypatch, name, sample, expected):
+    monkeypatch.setitem(PREDICTED, "test_sound/test_0.wav", 42)
+    monkeypatch.setitem(PREDICTED, "test_sound/test_2.wav", 0)
+    (data / name).write_bytes(sample.encode())
+    assert submit(data) == expected
+
+
+def test_without_sample_submit_all_clips_stand_in_natural_order(data):
+    assert submit(data) == "test_0.wav,42\ntest_2.wav,0\ntest_10.wav,7\n"
+
+
+def test_of_two_test_clips_with_the_same_name_each_has_its_row(tmp_path):
+    places = ["rock/1.wav", "blues/1.wav", "test/a/1.wav", "test/b/1.wav"]
+    put_audio(*(tmp_path / place for place in places))
+    competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
+    write_submission(tmp_path / "submit.csv", competition, [0, 1])
+    assert (tmp_path / "submit.csv").read_text() == "test/a/1.wav,0\ntest/b/1.wav,1\n"
+
+
+def test_predictions_that_are_not_one_per_clip_are_an_error(data):
+    with pytest.raises(ValueError, match="zip"):
+        write_submission(data / "submit.csv", load(data), [0, 1])
+    assert not (data / "submit.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("truth", "accuracy"),
+    [
+        ("", None),
+        ("test_0.wav,42\ntest_2.wav,0\ntest_10.wav,7\n", 2 / 3),
+        ("test_2.wav,0\n", 1.0),
+        ("test_10.wav,7\n", 0.0),
+    ],
+)
+def test_the_summary_says_what_came_of_the_run(data, truth, accuracy):
+    if truth:
+        (data / "test_master.csv").write_text("file_name,label_id\n" + truth)
+    competition, summary = load(data), Summary()
+    with summary.stage("training"):
+        pass
+    progress = Progress(epoch=5, best_epoch=3, best_accuracy=0.75, best_loss=0.5)
+    logits = torch.eye(3)[[2, 0, 2]]  # 42, 0, 42: test_10 is wrong
+    parts = {"train": competition.train[1:], "valid": competition.train[:1]}
+    summary.write(data / "summary.json", progress, competition, logits, **parts)
+    found = json.loads((data / "summary.json").read_text())
+    assert found.pop("seconds").keys() == {"training"}
+    assert found.pop("test_accuracy") == (accuracy and pytest.approx(accuracy))
+    assert found == {
+        "best_epoch": 3,
+        "epochs": 5,
+        "valid_accuracy": 0.75,
+        "valid_loss": 0.5,
+        "clips": {"train": 2, "valid": 1, "test": 3},
+    }
