@@ -9,8 +9,9 @@ torchrun --nproc-per-node=4 train.py          on four cards
 
 import os
 
-# Idle threads sleep instead of spinning, which on a busy CPU makes a step several times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+# Idle threads soon sleep instead of spinning, which makes a step on a busy CPU much slower
+# (benchmarks/cpu.py). Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pandas as pd
 

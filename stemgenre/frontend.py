@@ -112,10 +112,19 @@ def mel_power(stems, *, filters, window, hop_length):
 
     Centred frames with zeros beyond the ends, as librosa.feature.melspectrogram computes them.
     """
-    spectra = torch.stft(
-        stems, len(window), hop_length, window=window, pad_mode="constant", return_complex=True
-    )
-    return filters @ torch.view_as_real(spectra).square().sum(-1)
+    half = len(window) // 2
+    padded = torch.nn.functional.pad(stems, (half, half))
+    # A CPU is twice as fast channel by channel: blocks below 32 MB are not given back to the system
+    # and taken again each time. A card wants few, large kernels.
+    parts = padded.split(1 if stems.device.type == "cpu" else len(stems))
+    return torch.cat([_mel_power(part, filters, window, hop_length) for part in parts])
+
+
+def _mel_power(padded, filters, window, hop_length):
+    frames = padded.unfold(1, len(window), hop_length) * window  # (C, frames, n_fft)
+    spectra = torch.fft.rfft(frames)  # (C, frames, n_fft // 2 + 1)
+    power = spectra.real.square() + spectra.imag.square()
+    return (power @ filters.T).transpose(1, 2)
 
 
 def power_to_db(power, *, reference, top_db):

@@ -1,6 +1,7 @@
 """What the process runs on: device, rank and world, seeds, logging, signals, exit codes."""
 
 import contextlib
+import ctypes
 import datetime
 import logging
 import os
@@ -60,6 +61,20 @@ class Runtime:
         return Interrupted(self.stop.signal_number)
 
 
+def keep_freed_memory():
+    """Lets glibc's malloc keep large blocks that are freed, instead of giving them back each time.
+
+    Taking them again costs a page fault per 4 kB: a quarter to a third of a training step on a
+    CPU (benchmarks/cpu.py). The peak stays the same. Elsewhere than on Linux with glibc: nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 64 * 2**20)
+
+
 class StopRequest:
     """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
 
@@ -84,6 +99,8 @@ def start(machine):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
+    elif device.type == "cpu":
+        keep_freed_memory()
     if rank:
         log.setLevel(logging.WARNING)
     stop = StopRequest()

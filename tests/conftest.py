@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does, before torch is imported
 
 import pytest
 import torch
