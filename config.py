@@ -85,4 +85,5 @@ CHECKPOINT_MINUTES = 10.0  # minutes of work lost at most when the machine is ta
 # Machine
 SEED = 42  # of everything drawn: the split, the order, the augmentation, new weights, dropout
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu; auto takes the best there is
+DEVICE_CACHE = 0.4  # share of a card's free memory that may keep stems from epoch to epoch
 NUM_WORKERS = "auto"  # threads that decode and read the cache; auto: one per core, at most 8

@@ -70,7 +70,12 @@ def run_competition(settings, run, *, make_demo=False):
     with summary.stage("separation"):
         separate_missing(pd.concat([clips.train, clips.test]), cache, settings, run)
     reader = StemReader(
-        cache, features, settings.augment, threads=runtime.worker_count(settings.machine)
+        cache,
+        features,
+        settings.augment,
+        threads=runtime.worker_count(settings.machine),
+        device=run.device,
+        device_cache=settings.machine.device_cache,
     )
 
     with summary.stage("channel statistics"):

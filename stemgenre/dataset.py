@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from stemgenre.errors import UserError
 from stemgenre.prefetch import map_ahead
-from stemgenre.runtime import seed_of
+from stemgenre.runtime import seed_of, to_device
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +59,35 @@ def epoch_batches(clips, *, batch_size, seed, epoch):
 class StemReader:
     """Reads clips' stems from the cache in threads, cut to what an image can need.
 
-    At the fastest tempo that is drawn, so much more of a long clip fits into the image.
+    At the fastest tempo that is drawn, so much more of a long clip fits into the image. On a CUDA
+    card, stems stay there from epoch to epoch as long as they fit into `device_cache` of the
+    memory that is free now; the host's memory does not grow with the number of clips.
     """
 
-    def __init__(self, cache, features, augment, *, threads):
+    def __init__(self, cache, features, augment, *, threads, device, device_cache):
         self.cache = cache
         self.threads = threads
+        self.device = device
         fastest = max(1.0, *augment.time_stretch_rates)
         self.samples = math.ceil(features.clip_seconds * features.sr * fastest) + features.n_fft
+        self.kept = {}
+        self.room = 0  # bytes left for what is kept
+        if device.type == "cuda":
+            self.room = device_cache * torch.cuda.mem_get_info(device)[0]
 
     def read(self, clip):
-        """Stems of one clip: a tensor (4, samples), float16 or float32."""
-        return torch.from_numpy(np.ascontiguousarray(self.cache.read(clip)[:, : self.samples]))
+        """Stems of one clip: a tensor (4, samples), float16 or float32, on the device."""
+        if clip in self.kept:
+            return self.kept[clip]
+        stems = torch.from_numpy(np.ascontiguousarray(self.cache.read(clip)[:, : self.samples]))
+        stems = to_device(stems, self.device)
+        if stems.nbytes <= self.room:
+            self.room -= stems.nbytes
+            self.kept[clip] = stems
+        return stems
 
     def batches(self, clips, batches):
-        """Yields (rows of `clips`, list of their stems) for each array of positions."""
+        """Yields (positions, list of those clips' stems) for each array of row positions."""
         names = clips["clip"].tolist()
         depth = 2 * max((len(batch) for batch in batches), default=0)
         ahead = map_ahead(
@@ -84,4 +98,4 @@ class StemReader:
         )
         with contextlib.closing(ahead):
             for batch in batches:
-                yield clips.iloc[batch], [next(ahead)[1].result() for _ in batch]
+                yield batch, [next(ahead)[1].result() for _ in batch]

@@ -33,6 +33,7 @@ class FrontEnd:
         self.edges = torch.tensor(
             librosa.mel_frequencies(features.n_mels + 2, fmin=0.0, fmax=features.sr / 2),
             dtype=torch.float64,
+            device=device if device.type == "cuda" else "cpu",  # mps has no float64
         )
         self.filters = mel_filters(self.edges, sr=features.sr, n_fft=features.n_fft).to(device)
 
@@ -99,7 +100,9 @@ def mel_filters(edges, *, sr, n_fft, semitones=0.0):
     scaled by 2^(semitones / 12): the filters then see the sound at that pitch. Without, they are
     librosa.filters.mel's.
     """
-    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sr / n_fft * 2 ** (semitones / 12))
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64, device=edges.device) * (
+        sr / n_fft * 2 ** (semitones / 12)
+    )
     width = edges.diff()[:, None]
     rising = (bins - edges[:-2, None]) / width[:-1]
     falling = (edges[2:, None] - bins) / width[1:]

@@ -92,8 +92,8 @@ def predict(net, frontend, reader, clips, options, runtime):
     size = options.batch_size if options.micro_batch == "auto" else options.micro_batch
     batches = [mine[start : start + size] for start in range(0, len(mine), size)]
     shares = []
-    for rows, stems in reader.batches(clips, batches):
-        images = frontend(stems, [PLAIN] * len(rows)).to(memory_format=torch.channels_last)
+    for positions, stems in reader.batches(clips, batches):
+        images = frontend(stems, [PLAIN] * len(positions)).to(memory_format=torch.channels_last)
         with autocast(runtime.device, kind):
             shares.append(net(images).float())
     mine = torch.cat(shares).cpu().numpy() if shares else None

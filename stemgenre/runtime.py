@@ -110,6 +110,13 @@ def start(machine):
             dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
         try:
             yield Runtime(device, rank, world, stop)
+        except RuntimeError as error:
+            if world == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
+                raise
+            raise UserError(
+                "another process of this run has ended, its message is above if it left one; "
+                "go on with RESUME_FROM_CHECKPOINT=True"
+            ) from None
         finally:
             if world > 1:
                 dist.destroy_process_group()
@@ -161,6 +168,14 @@ def worker_count(machine):
         return max(1, machine.num_workers)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return min(8, len(usable))
+
+
+def to_device(tensor, device):
+    """`tensor` on the device; on a CUDA card without making the host wait for the card."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    with torch.cuda.device(device):  # of this thread; else the first card would be used
+        return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def seed_of(*parts):

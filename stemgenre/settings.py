@@ -108,6 +108,7 @@ class TrainSettings:
 class MachineSettings:
     seed: int = knob(42, low=0, high=2**31 - 1)
     device: str = knob("auto")
+    device_cache: float = knob(0.4, low=0, high=0.9)
     num_workers: int | str = knob("auto", low=1, high=256, words=("auto",))
 
 

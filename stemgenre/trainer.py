@@ -22,7 +22,7 @@ from stemgenre.dataset import epoch_batches
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.files import replacing
 from stemgenre.inference import amp_type, autocast, predict
-from stemgenre.runtime import seed_of
+from stemgenre.runtime import seed_of, to_device
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Trainer:
         self.frontend, self.reader, self.train, self.valid = frontend, reader, train, valid
         self.settings, self.runtime, self.identity = settings, runtime, identity
         self.model = DistributedDataParallel(self.net) if runtime.world > 1 else self.net
+        self.clip_indices, self.targets = train.index.tolist(), train["target"].to_numpy()
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         options = settings.train
         self.optimizer = torch.optim.AdamW(
@@ -127,9 +128,9 @@ class Trainer:
             desc=f"epoch {progress.epoch + 1}/{options.epochs}",
             disable=not runtime.is_main,
         )
-        for rows, stems in bar:
+        for positions, stems in bar:
             torch.manual_seed(seed_of(seed, progress.epoch, progress.step, runtime.rank, 3))
-            sums += self._step(rows, stems, len(batches[progress.step]))
+            sums += self._step(positions, stems, len(batches[progress.step]))
             progress.step += 1
             if progress.step == len(batches):
                 break
@@ -142,7 +143,7 @@ class Trainer:
                 self._interrupt(stopping)
         self._keep(sums, started)
 
-    def _step(self, rows, stems, batch_clips):
+    def _step(self, positions, stems, batch_clips):
         """One optimiser step on this rank's share of a batch of `batch_clips`.
 
         Returns (loss summed over clips, correct clips, gradient norm) as a tensor on the device,
@@ -150,15 +151,17 @@ class Trainer:
         """
         seed, epoch = self.settings.machine.seed, self.progress.epoch
         draws = [
-            draw(self.settings.augment, seed=seed, epoch=epoch, clip_index=i) for i in rows.index
+            draw(self.settings.augment, seed=seed, epoch=epoch, clip_index=self.clip_indices[i])
+            for i in positions
         ]
-        targets = torch.tensor(rows["target"].to_numpy(), device=self.runtime.device)
+        targets = to_device(torch.from_numpy(self.targets[positions]), self.runtime.device)
         while True:
             try:
                 loss, correct = self._backward(stems, draws, targets, batch_clips)
                 break
             except torch.OutOfMemoryError:
-                self._halve_micro_batch(len(stems))
+                pass  # outside this block, so that the failed step's tensors are let go
+            self._halve_micro_batch(len(stems))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.train.gradient_clip)
         self.scaler.step(self.optimizer)
@@ -193,11 +196,16 @@ class Trainer:
         return loss, correct
 
     def _halve_micro_batch(self, clips):
+        if self.runtime.world > 1:  # the other processes wait for this step's gradients already
+            raise UserError(
+                f"out of memory with {min(self.micro_batch, clips)} clips at once on a card; "
+                "set MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
+            )
         if self.micro_batch == 1:
             raise UserError(
                 f"not even one image of IMG_SIZE={self.settings.features.img_size} fits the card's "
                 "memory; lower IMG_SIZE or raise FREEZE_STAGES"
-            ) from None
+            )
         self.micro_batch = max(1, min(self.micro_batch, clips) // 2)
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
