@@ -16,9 +16,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import pandas as pd
 
 import config
-from stemgenre import checkpoint, command_line, demo, runtime
+from stemgenre import checkpoint, command_line, demo, lock, runtime
 from stemgenre.cache import StemCache
 from stemgenre.dataset import StemReader, split_clips
+from stemgenre.files import remove_leftovers
 from stemgenre.frontend import FrontEnd
 from stemgenre.inference import load_best, measure_channels, predict
 from stemgenre.metadata import load_competition
@@ -38,8 +39,9 @@ def main():
     arguments = parser.parse_intermixed_args()
     demo_knobs = demo.KNOBS if arguments.demo else []
     settings = load_settings(config, [*demo_knobs, *arguments.knobs])
-    with runtime.start(settings.machine) as run:
-        runtime.log_to_file(settings.paths.output(settings.paths.log_file), run)
+    output = settings.paths.output
+    with runtime.start(settings.machine) as run, lock.hold(output(""), run):
+        runtime.log_to_file(output(settings.paths.log_file), run)
         run_competition(settings, run, make_demo=arguments.demo)
 
 
@@ -50,6 +52,7 @@ def run_competition(settings, run, *, make_demo=False):
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
     )
+    remove_leftovers(paths.output(""), cache.folder)
     if make_demo:
         demo.prepare(paths.data_dir, cache, features, run)
 

@@ -71,7 +71,7 @@ def step_seconds(options):
     from stemgenre.settings import ModelSettings
 
     if options.keep:
-        keep_freed_memory()
+        keep_freed_memory(torch.device("cpu"))
     net = build_model(ModelSettings(pretrained=False), num_classes=10, seed=0)
     net = net.to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]

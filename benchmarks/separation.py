@@ -1,18 +1,23 @@
 """Separation: the plain recipe against this pipeline, on the same clips and the same network.
 
-    python benchmarks/separation.py --data DIR --clips 8 --rounds 3 [--device cuda] [--quick]
+    python benchmarks/separation.py --data DIR [--clips 6] [--rounds 3] [--device cuda] [--quick]
 
 The network is the full-size HTDemucs with random weights: its speed is that of the real one. The
 plain recipe is, per file, librosa.load, demucs.apply.apply_model with its defaults,
-librosa.resample and numpy.savez_compressed. Both run in turn, several times; `ratio` is the
-recipe's time over the pipeline's. `error_db` compares the stems with those of the recipe without
-its random shift. The last line is one JSON object.
+librosa.resample and numpy.savez_compressed. The two run in turn, each time in a process of their
+own, from loading the network to the last file written. `ratio` is the recipe's time over the
+pipeline's. `error_db` is the level of the difference to the recipe's stems without its random
+shift, and `error_same_windows_db` that with this pipeline's overlap too. The last line is one JSON
+object.
 """
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,88 +37,126 @@ from stemgenre import audio, runtime
 from stemgenre.cache import STEMS, StemCache
 from stemgenre.metadata import find_audio
 from stemgenre.separation import load_demucs
-from stemgenre.settings import load_settings
+from stemgenre.settings import SeparationSettings, load_settings
 from stemgenre.stems import separate_missing
 
-NETWORK = {
-    "sources": ["drums", "bass", "other", "vocals"],
-    "bottom_channels": 512,
-    "segment": {"_type": "fraction", "numerator": 39, "denominator": 5},
-}
+SOURCES = ["drums", "bass", "other", "vocals"]
+FULL_SIZE = {"bottom_channels": 512, "segment": 7.8}  # of the htdemucs that is downloaded
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with audio files")
     parser.add_argument("--clips", type=int, default=6, help="how many of them")
     parser.add_argument("--rounds", type=int, default=3, help="how often both run")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--quick", action="store_true", help="2 clips, 2 rounds")
+    parser.add_argument("--quick", action="store_true", help="3 clips, 2 rounds")
+    parser.add_argument("--way", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.clips, options.rounds = 2, 2
-    runtime.log_to_console()
-    paths = find_audio(options.data, skip=options.data / "separated")
-    if not paths:
+        options.clips, options.rounds = 3, 2
+    found = find_audio(options.data, skip=options.data / "separated")
+    if not found:
         parser.error(f"no audio below {options.data}")
-    paths = [paths[i % len(paths)] for i in range(options.clips)]
+    paths = [found[i % len(found)] for i in range(options.clips)]
+    if options.way:
+        print(json.dumps(run_one(paths, options)))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(paths, Path(folder), options)
-    print(json.dumps(result))
+        options.folder = Path(folder)
+        save_network(options.folder)
+        print(json.dumps(compare(paths, options)))
 
 
-def compare(paths, folder, options):
+def compare(paths, options):
     """The figures of both ways over several rounds."""
-    save_network(folder)
-    settings = load_settings(config, [f"SEPARATION_REPO={folder}", f"DEVICE={options.device}"])
-    clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(len(paths))], "path": paths})
-    plain_seconds, our_seconds, memory = [], [], {}
-    with runtime.start(settings.machine) as run:
-        model = load_demucs("htdemucs", folder).to(run.device)
-        for number in range(options.rounds):
-            ours = StemCache(
-                folder / f"ours_{number}", model="htdemucs", sample_rate=settings.features.sr
-            )
-            our_seconds.append(timed(run, separate_missing, clips, ours, settings, run))
-            memory.setdefault("pipeline", peak_gigabytes())
-            plain_seconds.append(
-                timed(run, plain_recipe, clips, folder / "plain", model, run.device)
-            )
-            memory.setdefault("both", peak_gigabytes())
-            print(f"plain {plain_seconds[-1]:.1f} s, pipeline {our_seconds[-1]:.1f} s")
-        error = error_db(clips, ours, model, run.device)
-    ratios = [plain / our for plain, our in zip(plain_seconds, our_seconds, strict=True)]
-    seconds = statistics.median(our_seconds)
+    results = {"plain": [], "ours": []}
+    for number in range(options.rounds):
+        for way, found in results.items():
+            found.append(in_own_process(way, options))
+            print(f"round {number + 1}: {way} {found[-1]}", flush=True)
+    seconds = {way: [one["seconds"] for one in found] for way, found in results.items()}
+    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
+    ours = statistics.median(seconds["ours"])
+    device = runtime.pick_device(options.device)
+    model = load_demucs("htdemucs", options.folder).to(device)
     return {
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
-        "clips_per_second": round(len(paths) / seconds, 3),
-        "realtime_factor": round(sum(audio.probe(path).seconds for path in paths) / seconds, 2),
-        "error_db": round(error, 1),
-        "peak_gigabytes": memory,
-        "device": str(run.device),
+        "clips_per_second": round(len(paths) / ours, 3),
+        "realtime_factor": round(sum(audio.probe(path).seconds for path in paths) / ours, 2),
+        "error_db": error_db(paths, options.folder, model, device, shifts=0),
+        "error_same_windows_db": error_db(
+            paths,
+            options.folder,
+            model,
+            device,
+            shifts=0,
+            overlap=SeparationSettings().separation_overlap,
+        ),
+        **{
+            f"{way}_peak_gigabytes": max(one["peak_gigabytes"] for one in found)
+            for way, found in results.items()
+        },
+        "device": str(device),
     }
 
 
-def save_network(folder):
-    """The full-size HTDemucs with random weights, as the hub's repository would hold it."""
+def in_own_process(way, options):
+    """The result of run_one in a fresh process."""
+    command = [sys.executable, __file__, "--way", way, "--folder", options.folder]
+    command += ["--data", options.data, "--clips", options.clips, "--device", options.device]
+    environment = os.environ | ({"GOMP_SPINCOUNT": "1000"} if way == "ours" else {})
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_one(paths, options):
+    """Seconds and peak memory of one way, into an empty folder."""
+    shutil.rmtree(options.folder / options.way, ignore_errors=True)
+    knobs = [f"SEPARATION_REPO={options.folder}", f"DEVICE={options.device}"]
+    settings = load_settings(config, knobs)
+    clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(len(paths))], "path": paths})
+    started = time.perf_counter()
+    if options.way == "ours":
+        with runtime.start(settings.machine) as run:
+            separate_missing(clips, our_cache(options.folder), settings, run)
+    else:
+        device = runtime.pick_device(options.device)
+        plain_recipe(clips, options.folder / "plain", options.folder, device)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"seconds": round(seconds, 2), "peak_gigabytes": round(peak, 2)}
+
+
+def our_cache(folder):
+    return StemCache(folder / "ours", model="htdemucs", sample_rate=22050)
+
+
+def save_network(folder, size=FULL_SIZE):
+    """An HTDemucs with random weights, full size or not, as the hub's repository would hold it."""
     torch.manual_seed(0)
-    model = HTDemucs(**NETWORK | {"segment": 39 / 5})
+    arguments = {"sources": SOURCES, **size}
+    model = HTDemucs(**arguments)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(NETWORK)}
+    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(arguments)}
     save_file(state, folder / "random.safetensors", metadata=meta)
     (folder / "htdemucs.yaml").write_text("models: ['random']\n")
 
 
-def plain_recipe(clips, folder, model, device):
+def plain_recipe(clips, out, repo, device):
     """What everybody writes first."""
-    folder.mkdir(exist_ok=True)
+    out.mkdir()
+    model = load_demucs("htdemucs", repo)
     for row in clips.itertuples():
         stems = separate_plainly(row.path, model, device)
-        np.savez_compressed(folder / f"{row.clip}.npz", **dict(zip(STEMS, stems, strict=True)))
+        np.savez_compressed(out / f"{row.clip}.npz", **dict(zip(STEMS, stems, strict=True)))
 
 
 def separate_plainly(path, model, device, **options):
@@ -126,28 +169,16 @@ def separate_plainly(path, model, device, **options):
     return librosa.resample(stems, orig_sr=44100, target_sr=22050)
 
 
-def error_db(clips, cache, model, device):
-    """Level of the difference to the plain recipe without shifts, below the recipe's stems."""
+def error_db(paths, folder, model, device, **options):
+    """Level of the difference to the plain stems, below those, over the first two clips."""
     levels = []
-    for row in clips.head(2).itertuples():
-        plain = separate_plainly(row.path, model, device, shifts=0)
-        ours = cache.read(row.clip).astype(np.float32)
+    for number, path in enumerate(paths[:2]):
+        plain = separate_plainly(path, model, device, **options)
+        ours = our_cache(folder).read(f"clip_{number}").astype(np.float32)
         samples = min(plain.shape[1], ours.shape[1])
         difference = plain[:, :samples] - ours[:, :samples]
         levels.append(20 * np.log10(difference.std() / plain.std()))
-    return float(np.mean(levels))
-
-
-def timed(run, function, *arguments):
-    started = time.perf_counter()
-    function(*arguments)
-    if run.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def peak_gigabytes():
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    return round(float(np.mean(levels)), 1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -13,6 +14,9 @@ from stemgenre.errors import UserError
 
 WITHOUT_FFMPEG = (".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".oga", ".opus", ".snd")
 WITH_FFMPEG = (".m4a", ".aac", ".mp4", ".webm", ".wma")
+BLOCK = 2**22  # samples read at once: memory follows what a file holds, not what it claims
+SHORTEST = 0.005  # s: less has no pitch, and after resampling perhaps no sample
+LOUDEST = 32768.0  # of full scale: 16-bit numbers written as floats; stems in float16 end at 65504
 SUFFIXES = WITHOUT_FFMPEG + WITH_FFMPEG  # what is looked for in a folder
 
 
@@ -28,19 +32,21 @@ class Probe:
 
 def probe(path):
     """The Probe of an audio file, from its header alone. Raises UserError if there is none."""
+    _check_file(path, "read")
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+        raise UserError(f"{path} cannot be read: {reason(error)}") from None
     return Probe(info.frames / info.samplerate, info.samplerate, info.channels, info.subtype)
 
 
 def decode(path):
     """(wave, rate): float32 of shape (channels, samples), full scale 1, and its rate in Hz.
 
-    Raises UserError if the file cannot be decoded or not to its end, is empty, silent, or has
-    samples that are no numbers.
+    Raises UserError if the file cannot be decoded or not to its end, is empty, silent, shorter than
+    SHORTEST, or has samples that are no numbers or beyond LOUDEST.
     """
+    _check_file(path, "decoded")
     try:
         file = soundfile.SoundFile(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
@@ -49,10 +55,15 @@ def decode(path):
         wave, rate = _read_whole(path, file), file.samplerate
     if not len(wave):
         raise UserError(f"{path} is empty: it holds no samples")
-    if not np.isfinite(wave).all():
+    peak = max(wave.max(), -wave.min())
+    if not np.isfinite(peak):
         raise UserError(f"{path} holds samples that are no numbers (NaN or infinite)")
-    if not wave.any():
+    if peak == 0:
         raise UserError(f"{path} is silent: every sample is zero")
+    if peak > LOUDEST:
+        raise UserError(f"{path} has samples of {peak:.3g} times full scale; scale it down")
+    if len(wave) < SHORTEST * rate:
+        raise UserError(f"{path} is too short: {len(wave)} samples at {rate} Hz")
     return np.ascontiguousarray(wave.T), rate
 
 
@@ -63,24 +74,31 @@ def resample(wave, *, from_rate, to_rate):
     return librosa.resample(wave, orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
 
 
+def _check_file(path, done):
+    """UserError unless there is a file; a pipe with a clip's name would be waited for forever."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} cannot be {done}: there is no such file")
+
+
 def _read_whole(path, file):
     """All samples of an open file; UserError if there are fewer than its header promises."""
     try:
         with file:
-            wave = file.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path} cannot be decoded: {_reason(error)}") from None
+            blocks = [file.read(BLOCK, dtype="float32", always_2d=True)]
+            while len(blocks[-1]) == BLOCK:
+                blocks.append(file.read(BLOCK, dtype="float32", always_2d=True))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path} cannot be decoded: {reason(error)}") from None
+    wave = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
     if len(wave) < 0.98 * file.frames:
         raise UserError(f"{path} is cut short: {len(wave)} of {file.frames} samples are there")
     return wave
 
 
 def _decode_with_ffmpeg(path, error):
-    if not path.is_file() or path.stat().st_size == 0 or shutil.which("ffmpeg") is None:
-        hint = (
-            "" if shutil.which("ffmpeg") or not path.is_file() else "; installing ffmpeg may help"
-        )
-        raise UserError(f"{path} cannot be decoded: {_reason(error)}{hint}") from None
+    if Path(path).stat().st_size == 0 or shutil.which("ffmpeg") is None:
+        hint = "" if shutil.which("ffmpeg") else "; installing ffmpeg may help"
+        raise UserError(f"{path} cannot be decoded: {reason(error)}{hint}") from None
     # .au holds float samples, rate and channels, and its header allows a length not yet known.
     command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
@@ -88,10 +106,10 @@ def _decode_with_ffmpeg(path, error):
     try:
         return soundfile.read(io.BytesIO(done.stdout), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [_reason(error)]
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [reason(error)]
         raise UserError(f"{path} cannot be decoded: {lines[-1]}") from None
 
 
-def _reason(error):
+def reason(error):
     """libsndfile's or the system's own words, without the path again."""
     return getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)

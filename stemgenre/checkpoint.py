@@ -1,5 +1,6 @@
 """Checkpoints and models on disk: saved whole, loaded without running what is in them."""
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -17,12 +18,48 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 
 
-def save(path, kind, content):
-    """Writes `content` (tensors and plain values) as a file of `kind`, whole or not at all."""
+def save(path, kind, content, *, previous=None):
+    """Writes `content` (tensors and plain values) as a file of `kind`, whole or not at all.
+
+    With `previous`, the file that is replaced stays under that name.
+    """
     data = io.BytesIO()  # torch.save into a file that cannot grow ends in an error of its own
     torch.save({"format": FORMAT, "kind": kind, **content}, data)
-    with replacing(path) as file:
+    with replacing(path, previous=previous) as file:
         file.write(data.getbuffer())
+
+
+def previous_path(path):
+    """Where the checkpoint before the one at `path` is kept: checkpoint.previous.pth."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_run(path, content, *, first):
+    """Writes a run's checkpoint; the one before it stays until the next.
+
+    The `first` of a run replaces another run's, of which nothing is to be left.
+    """
+    previous = previous_path(path)
+    if first:
+        with contextlib.suppress(OSError):  # a folder that cannot be written is named by save()
+            previous.unlink(missing_ok=True)
+    save(path, "checkpoint", content, previous=None if first else previous)
+
+
+def load_run(path):
+    """(path, content) of a run's newest checkpoint that can be read, the one at `path` or before.
+
+    Raises UserError if neither can.
+    """
+    try:
+        return path, load(path, "checkpoint")
+    except UserError as error:
+        previous = previous_path(path)
+        if not previous.is_file():
+            raise
+        content = load(previous, "checkpoint")
+        log.warning("%s; the one before it is used, %s", error, previous)
+        return previous, content
 
 
 def load(path, kind):
@@ -35,6 +72,9 @@ def load(path, kind):
         raise UserError(f"there is no {kind} {path}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the CRCs
+            claimed = sum(info.file_size for info in archive.infolist())
+            if claimed > path.stat().st_size:  # torch.save does not compress
+                raise ValueError(f"it claims to hold {claimed} bytes")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,14 +130,16 @@ def to_resume_from(settings, identity):
     """
     path = settings.paths.output(settings.paths.checkpoint_file)
     if not settings.train.resume_from_checkpoint:
-        if path.is_file():
+        if path.is_file() or previous_path(path).is_file():
             log.warning(
                 "%s of an earlier run will be replaced after the first epoch; "
                 "RESUME_FROM_CHECKPOINT=True goes on from it instead",
                 path,
             )
         return None
-    saved = load(path, "checkpoint")
+    path, saved = load_run(path)
+    if missing := {"identity", "progress", "weights", "channels"} - saved.keys():
+        raise UserError(f"{path} is not a whole checkpoint: it has no {min(missing)}")
     check_identity(path, saved["identity"], identity)
     return saved
 

@@ -4,6 +4,7 @@ The files look as the real ones do (see data/README.md). Unlike a real competiti
 true stems, put straight into the cache of separated stems, and with the labels of the test clips.
 """
 
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -156,8 +157,10 @@ def write_clip(data_dir, clip, *, sr, cache):
     """Writes the mix as 16-bit .au and the stems into the cache."""
     stems = render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr)  # (4, T) float32
     path = data_dir / clip.path
+    mix = io.BytesIO()  # soundfile does not hand on the error of a file that cannot grow
+    soundfile.write(mix, stems.sum(axis=0), sr, format="AU", subtype="PCM_16")
     with replacing(path) as file:
-        soundfile.write(file, stems.sum(axis=0), sr, format="AU", subtype="PCM_16")
+        file.write(mix.getbuffer())
     cache.write(clip.name, stems, source=path)
 
 

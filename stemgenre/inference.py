@@ -30,12 +30,19 @@ def load_best(path, device):
     saved = checkpoint.load(path, "model")
     try:
         features = group_from(FeatureSettings, saved["features"])
-        net = GenreNet(len(saved["label_ids"]))
+        if unknown := saved["features"].keys() - vars(features):
+            raise ValueError(f"it has the unknown feature {min(unknown)}")
+        if torch.tensor(saved["channels"]).shape != (2, 4):
+            raise ValueError("its channel statistics are not a mean and a deviation of four stems")
+        classes = len(saved["weights"]["classifier.4.bias"])
+        if not len(saved["label_ids"]) == len(saved["label_names"]) == classes:
+            raise ValueError(f"it has {classes} outputs for {len(saved['label_ids'])} genres")
+        net = GenreNet(classes)
         net.load_state_dict(saved["weights"])
         frontend = FrontEnd(features, device=device, channels=saved["channels"])
         net.to(device, memory_format=torch.channels_last).eval()
         return Trained(net, frontend, saved["label_ids"], saved["label_names"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{path} does not hold a whole model: {reason}") from None
 
@@ -82,7 +89,8 @@ def autocast(device, kind):
 def predict(net, frontend, reader, clips, options, runtime):
     """Logits (len(clips), classes), float32 on the CPU, in the order of `clips`, on every rank.
 
-    Each rank computes its share of the clips; none is computed twice.
+    Each rank computes its share of the clips; none is computed twice. Raises UserError if they
+    are no numbers, which would still make a prediction.
     """
     if not len(clips):
         return torch.empty(0, 0)
@@ -102,4 +110,10 @@ def predict(net, frontend, reader, clips, options, runtime):
     for rank, part in enumerate(parts):
         if part is not None:
             logits[rank :: runtime.world] = torch.from_numpy(part)
+    if not (finite := logits.isfinite().all(1)).all():
+        clip = clips["clip"].iloc[finite.tolist().index(False)]
+        raise UserError(
+            f"the network's answer to {clip} is no number; go on from the last good checkpoint "
+            "with USE_AMP=False, or with LOAD_SCHEDULER_STATE=False and a lower LR"
+        )
     return logits

@@ -61,18 +61,20 @@ class Runtime:
         return Interrupted(self.stop.signal_number)
 
 
-def keep_freed_memory():
-    """Lets glibc's malloc keep large blocks that are freed, instead of giving them back each time.
+def keep_freed_memory(device):
+    """On a CPU, lets glibc's malloc keep freed large blocks instead of giving them back each time.
 
-    Taking them again costs a page fault per 4 kB: a quarter to a third of a training step on a
-    CPU (benchmarks/cpu.py). The peak stays the same. Elsewhere than on Linux with glibc: nothing.
+    The same blocks come again each step or window, and taking one again costs a page fault per
+    4 kB: a quarter of a training step (benchmarks/cpu.py). Elsewhere than on Linux with glibc:
+    nothing.
     """
+    if device.type != "cpu":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+        trim_threshold, mmap_max = -1, -4  # malloc.h
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 64 * 2**20)
 
 
 class StopRequest:
@@ -99,8 +101,7 @@ def start(machine):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    elif device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     if rank:
         log.setLevel(logging.WARNING)
     stop = StopRequest()
@@ -190,6 +191,25 @@ class _ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr if record.levelno >= 40 else sys.stdout)
 
 
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; once that cannot be written, says so and leaves the run alone."""
+
+    def handleError(self, record):  # noqa: N802
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        for logger in (log, logging.getLogger("py.warnings")):
+            logger.removeHandler(self)
+        with contextlib.suppress(OSError):
+            self.close()
+        log.warning(
+            "%s cannot be written any more (%s); the run goes on without it",
+            self.baseFilename,
+            error.strerror,
+        )
+
+
 def _format(record):
     prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
     return prefix + record.getMessage().rstrip()
@@ -212,7 +232,7 @@ def log_to_file(path, run):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"

@@ -40,7 +40,7 @@ class Separator:
 
     def windows(self, samples):
         """How many windows Demucs takes for a wave of so many samples."""
-        return math.ceil(samples / self._stride())
+        return math.ceil(samples / self.stride())
 
     @torch.inference_mode()
     def __call__(self, waves):
@@ -54,7 +54,7 @@ class Separator:
         import julius
         from demucs.apply import apply_model
 
-        length = self.windows(max(wave.shape[-1] for wave in waves)) * self._stride()
+        length = self.windows(max(wave.shape[-1] for wave in waves)) * self.stride()
         mix = torch.stack([torch.nn.functional.pad(w, (0, length - w.shape[-1])) for w in waves])
         mix = mix.to(self.device)
         counts = torch.tensor([w.shape[-1] for w in waves], device=self.device)[:, None, None]
@@ -91,7 +91,7 @@ class Separator:
             HALF_ERROR_DB,
         )
 
-    def _stride(self):
+    def stride(self):
         """Samples from one window of apply_model to the next."""
         segments = [m.segment for m in getattr(self.model, "models", [self.model])]
         return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))

@@ -6,7 +6,6 @@ Whatever is random in a step (augmentation, dropout, stochastic depth) is a pure
 
 import contextlib
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 
@@ -87,6 +86,7 @@ class Trainer:
             options.batch_size if options.micro_batch == "auto" else options.micro_batch
         )
         self.progress = Progress()
+        self.has_saved = False  # or was restored: CHECKPOINT_FILE is this run's
         self.saved_at = time.monotonic()
 
     def fit(self):
@@ -115,6 +115,7 @@ class Trainer:
         )
         shares = [batch[runtime.rank :: runtime.world] for batch in batches]
         sums = torch.zeros(3, device=runtime.device)  # loss, correct, gradient norm
+        finite = torch.ones(len(batches), dtype=torch.bool, device=runtime.device)  # of each step
         if runtime.is_main and progress.sums:
             sums += torch.tensor(progress.sums["values"], device=runtime.device)
         started = time.monotonic() - progress.sums.get("seconds", 0.0)
@@ -130,24 +131,27 @@ class Trainer:
         )
         for positions, stems in bar:
             torch.manual_seed(seed_of(seed, progress.epoch, progress.step, runtime.rank, 3))
-            sums += self._step(positions, stems, len(batches[progress.step]))
+            *results, finite[progress.step] = self._step(
+                positions, stems, len(batches[progress.step])
+            )
+            sums += torch.stack(results)
             progress.step += 1
             if progress.step == len(batches):
                 break
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
             due, stopping = runtime.maximum(int(due), runtime.stop.signal_number)
             if due or stopping:
-                self._keep(sums, started)
+                self._keep(sums, started, finite, shares)
                 self.save()
             if stopping:
                 self._interrupt(stopping)
-        self._keep(sums, started)
+        self._keep(sums, started, finite, shares)
 
     def _step(self, positions, stems, batch_clips):
         """One optimiser step on this rank's share of a batch of `batch_clips`.
 
-        Returns (loss summed over clips, correct clips, gradient norm) as a tensor on the device,
-        without waiting for it.
+        Returns loss summed over clips, correct clips, gradient norm, and whether these are finite,
+        as tensors on the device, without waiting for it.
         """
         seed, epoch = self.settings.machine.seed, self.progress.epoch
         draws = [
@@ -166,8 +170,12 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.train.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        norm = torch.where(norm.isfinite(), norm, 0.0)  # of a step that the fp16 scaler skipped
-        return torch.stack([loss, correct, norm / self.runtime.world])
+        finite = loss.isfinite()
+        if self.scaler.is_enabled():  # it skips steps whose gradients overflow, and goes on
+            norm = torch.where(norm.isfinite(), norm, 0.0)
+        else:
+            finite = finite & norm.isfinite()
+        return loss, correct, norm / self.runtime.world, finite
 
     def _backward(self, stems, draws, targets, batch_clips):
         """Gradients of the mean loss over the whole batch, micro-batch by micro-batch."""
@@ -211,19 +219,32 @@ class Trainer:
         torch.cuda.empty_cache()
         log.warning("out of memory: %d clips now go through the card at once", self.micro_batch)
 
-    def _keep(self, sums, started):
+    def _keep(self, sums, started, finite, shares):
         """Stores the epoch's sums over all ranks in the progress; this waits for the device.
 
-        Raises UserError, before anything is saved, if the loss is no number any more.
+        `finite` says of each step whether its loss and gradients were, `shares` which clips it had.
+        Raises UserError, before anything is saved, if they or the weights are no numbers any more.
         """
+        self._check_finite(finite.tolist(), shares)
         values = [sum(column) for column in zip(*self.runtime.gather(sums.tolist()), strict=True)]
-        if not math.isfinite(values[0]):
-            raise UserError(
-                f"the loss is no number any more in epoch {self.progress.epoch + 1}; the last good "
-                "checkpoint is kept. Resume with LOAD_SCHEDULER_STATE=False and a lower LR, or "
-                "with USE_AMP=False"
-            )
         self.progress.sums = {"values": values, "seconds": time.monotonic() - started}
+
+    def _check_finite(self, finite, shares):
+        """Raises UserError on every rank if any has a step that is not finite, or such weights."""
+        found = ()
+        if not all(finite):
+            step = finite.index(False)
+            names = self.train["file_name"].iloc[shares[step]].tolist()
+            found = (step, f"batch {step + 1} of {len(finite)}, clips {_first(names)}")
+        elif not _all_finite(self.net):
+            found = (self.progress.step, f"the weights after batch {self.progress.step}")
+        found = [one for one in self.runtime.gather(found) if one]
+        if found:
+            raise UserError(
+                f"the loss is no number any more in epoch {self.progress.epoch + 1}: "
+                f"{min(found)[1]}; the last good checkpoint is kept. Resume with "
+                "LOAD_SCHEDULER_STATE=False and a lower LR, or with USE_AMP=False"
+            )
 
     def _finish_epoch(self):
         """Validates, logs the epoch's line, and keeps the model if it is the best."""
@@ -287,6 +308,7 @@ class Trainer:
                 "valid_accuracy": self.progress.best_accuracy,
                 "label_ids": list(self.identity["labels"].values()),
                 "label_names": list(self.identity["labels"]),
+                "separation_model": self.settings.separation.separation_model,
                 **self.frontend.state(),
             },
         )
@@ -298,9 +320,8 @@ class Trainer:
     def save(self):
         """Writes the whole state of the run to CHECKPOINT_FILE."""
         if self.runtime.is_main:
-            checkpoint.save(
+            checkpoint.save_run(
                 self.checkpoint_path,
-                "checkpoint",
                 {
                     "identity": self.identity,
                     "progress": vars(self.progress),
@@ -310,11 +331,28 @@ class Trainer:
                     "scaler": self.scaler.state_dict(),
                     **self.frontend.state(),
                 },
+                first=not self.has_saved,
             )
-        self.saved_at = time.monotonic()
+        self.has_saved, self.saved_at = True, time.monotonic()
 
     def restore(self, saved):
-        """Takes over the content of a checkpoint whose identity fits this run."""
+        """Takes over the content of a checkpoint whose identity fits this run.
+
+        Raises UserError if it is not whole.
+        """
+        try:
+            self._restore(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{self.checkpoint_path} is not a whole checkpoint: {reason}") from None
+        log.info(
+            "resumed from epoch %d, step %d (%s)",
+            self.progress.epoch + 1,
+            self.progress.step,
+            self.checkpoint_path,
+        )
+
+    def _restore(self, saved):
         options = self.settings.train
         self.net.load_state_dict(saved["weights"])
         self.progress = Progress(**saved["progress"])
@@ -335,12 +373,7 @@ class Trainer:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
                 self.optimizer, left, eta_min=options.min_lr
             )
-        log.info(
-            "resumed from %s: epoch %d, step %d",
-            self.checkpoint_path,
-            self.progress.epoch + 1,
-            self.progress.step,
-        )
+        self.has_saved = True
 
     def _interrupt(self, signal_number):
         log.info(
@@ -351,6 +384,17 @@ class Trainer:
             self.checkpoint_path,
         )
         raise Interrupted(signal_number)
+
+
+def _all_finite(net):
+    """Whether every weight and statistic of the network is a number; waits for the device once."""
+    numbers = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+    return torch.stack([tensor.isfinite().all() for tensor in numbers]).all().item()
+
+
+def _first(names, most=5):
+    """The first names of a list, with ", ..." for the others."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def check_batch_size(batch_size, world, clips):

@@ -169,7 +169,7 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
 
 
 def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
-    content = CONTENT | {"identity": IDENTITY}
+    content = CONTENT | {"identity": IDENTITY, "progress": {}, "channels": []}
     checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
     resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
     assert equal(checkpoint.to_resume_from(resume, IDENTITY)["weights"], CONTENT["weights"])

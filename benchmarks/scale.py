@@ -1,0 +1,134 @@
+"""What grows with the number of clips: seconds to decide, memory to separate, epoch overhead.
+
+    python benchmarks/scale.py [--clips 100000] [--quick]
+
+Decides what is to do for so many cached clips; separates 50 and 500 clips of one second with a
+tiny HTDemucs, each in a process of its own; and goes through an epoch's batches without network or
+files. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import numpy as np
+import pandas as pd
+import soundfile
+from separation import save_network
+
+import config
+from stemgenre import runtime
+from stemgenre.augmentation import draw
+from stemgenre.cache import StemCache
+from stemgenre.dataset import epoch_batches
+from stemgenre.metadata import load_competition
+from stemgenre.settings import AugmentSettings, load_settings
+from stemgenre.stems import separate_missing
+
+MOST_LINKS = 50_000  # to one file: the sources are the same few, the entries each their own
+TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--quick", action="store_true", help="10,000 clips; 50 and 150 separated")
+    parser.add_argument("--separate", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.separate:
+        print(peak_of_separation(options.separate))
+        return
+    if options.quick:
+        options.clips = 10_000
+    few, many = 50, 150 if options.quick else 500
+    result = deciding(options.clips) | {"epoch_overhead_seconds": epoch_overhead(options.clips)}
+    peaks = {count: separation_in_own_process(count) for count in (few, many)}
+    result["separation_peak_gigabytes"] = peaks
+    result["separation_peak_ratio"] = round(peaks[many] / peaks[few], 3)
+    print(json.dumps({"clips": options.clips, **result}))
+
+
+def deciding(count):
+    """Seconds to read the tables and to find out that every clip is cached."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        cache = StemCache(folder / "separated", model="m", sample_rate=22050)
+        sounds = folder / "train_sound_1"
+        sounds.mkdir()
+        rows = ["file_name\tlabel_id"]
+        for i in range(count):
+            path = sounds / f"train_{i}.wav"
+            if i % MOST_LINKS == 0:
+                source = path
+                soundfile.write(source, np.full(100, 0.1), 22050)
+            else:
+                path.hardlink_to(source)
+            rows.append(f"{path.name}\t{i % 2}")
+        (folder / "train_master.tsv").write_text("\n".join(rows))
+        (folder / "label_master.tsv").write_text("label_name\tlabel_id\na\t0\nb\t1\n")
+        started = time.perf_counter()
+        clips = load_competition(folder, num_classes="auto", cache_dir=cache.folder).train
+        loaded = time.perf_counter()
+        for name, path in zip(clips["clip"], clips["path"], strict=True):
+            cache.write(name, np.zeros((4, 100), np.float32), path)
+        written = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        todo = [row for row in clips.itertuples() if not cache.is_current(row.clip, row.path)]
+        seconds = time.perf_counter() - written
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert not todo, f"{len(todo)} fresh entries are not current"
+    return {
+        "tables_seconds": round(loaded - started, 2),
+        "deciding_seconds": round(seconds, 2),
+        "deciding_megabytes": round(grown / 1e3, 1),
+    }
+
+
+def epoch_overhead(count):
+    """Seconds of an epoch's bookkeeping: order, batches, one draw per clip."""
+    clips = pd.DataFrame({"clip": [f"train_{i}" for i in range(count)], "target": 0})
+    started = time.perf_counter()
+    batches = epoch_batches(clips, batch_size=24, seed=1, epoch=1)
+    order = time.perf_counter() - started
+    for batch in batches:
+        for i in batch:
+            draw(AugmentSettings(), seed=1, epoch=1, clip_index=int(i))
+    return {"order": round(order, 3), "draws": round(time.perf_counter() - started - order, 3)}
+
+
+def separation_in_own_process(count):
+    command = [sys.executable, __file__, "--separate", str(count)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return float(done.stdout.splitlines()[-1])
+
+
+def peak_of_separation(count):
+    """Peak memory in GB of separating so many clips of one second."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        save_network(folder, {**TINY, "segment": 2})
+        rng = np.random.default_rng(0)
+        rows = []
+        for i in range(count):
+            path = folder / f"clip_{i}.wav"
+            soundfile.write(path, rng.normal(0, 0.1, 22050), 22050)
+            rows.append({"clip": path.stem, "path": path})
+        settings = load_settings(config, [f"SEPARATION_REPO={folder}", "DEVICE=cpu"])
+        cache = StemCache(folder / "separated", model="htdemucs", sample_rate=22050)
+        with runtime.start(settings.machine) as run:
+            separate_missing(pd.DataFrame(rows), cache, settings, run)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    main()

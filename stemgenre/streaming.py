@@ -1,0 +1,318 @@
+"""Files of any length -> stems -> windows, in memory that does not grow with the length.
+
+A file is decoded in blocks and brought to Demucs' rate by one resampler that runs through all of
+it, so that blocks leave no seams. Demucs works in windows that begin every `stride` samples and
+fade into each other. A piece therefore begins and ends at multiples of the stride, and has so many
+further strides on either side as one window can reach; of its stems only the middle is kept. The
+kept parts, one after the other, are the stems that the whole file gives at once.
+"""
+
+import contextlib
+import itertools
+import math
+import subprocess
+import tempfile
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from stemgenre import audio
+from stemgenre.cache import STEMS, UNREADABLE, CacheError
+from stemgenre.errors import UserError
+from stemgenre.prefetch import map_ahead
+
+BLOCK_SECONDS = 10  # s of audio decoded at a time
+PIECE_STRIDES = 16  # kept of a piece, per stride of margin: the margins cost an eighth
+TAIL = 0.1  # of the step from window to window: so much at the end of a file may stay unseen
+AU_HEADER = 24  # bytes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a file's wave (2, samples), of which [first, last) is to be kept.
+
+    `origin` is the file's sample that it begins with. All in samples at Demucs' rate.
+    """
+
+    wave: torch.Tensor
+    origin: int
+    first: int
+    last: int
+
+
+def read_pieces(path, separator):
+    """Yields the Pieces of an audio file, in order. Raises UserError as audio.decode does."""
+    margin = int(1 / (1 - separator.overlap))  # strides that a window reaches into its neighbours
+    waves = resampled(decoded(path), to_rate=separator.model.samplerate)
+    return cut_pieces(waves, stride=separator.stride(), margin=margin, kept=PIECE_STRIDES * margin)
+
+
+def decoded(path):
+    """Yields (rate in Hz, float32 block (samples, 1 or 2)) of a file, full scale 1.
+
+    Beyond stereo, the front left and right channels come first. Raises UserError, at the end at
+    the latest, for what audio.decode refuses.
+    """
+    samples, peak = 0, 0.0
+    for rate, block in _blocks(path):
+        samples, loudest = samples + len(block), np.abs(block).max()
+        if not np.isfinite(loudest):
+            raise UserError(f"{path} holds samples that are no numbers (NaN or infinite)")
+        if loudest > audio.LOUDEST:
+            raise UserError(f"{path} has samples of {loudest:.3g} times full scale; scale it down")
+        peak = max(peak, loudest)
+        yield rate, block[:, :2]
+    if not samples:
+        raise UserError(f"{path} is empty: it holds no samples")
+    if peak == 0:
+        raise UserError(f"{path} is silent: every sample is zero")
+    if samples < audio.SHORTEST * rate:
+        raise UserError(f"{path} is too short: {samples} samples at {rate} Hz")
+
+
+def _blocks(path):
+    """(rate, block with all channels) of a file, by libsndfile or else by ffmpeg."""
+    try:
+        file = soundfile.SoundFile(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        yield from _ffmpeg_blocks(path, audio.reason(error))
+        return
+    samples = 0
+    with file:
+        while True:
+            try:
+                block = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise UserError(f"{path} cannot be decoded: {audio.reason(error)}") from None
+            if not len(block):
+                break
+            samples += len(block)
+            yield file.samplerate, block
+    if samples < 0.98 * file.frames:
+        raise UserError(f"{path} is cut short: {samples} of {file.frames} samples are there")
+
+
+def _ffmpeg_blocks(path, reason):
+    """(rate, block) of a file that only ffmpeg reads, from its output as it comes: .au."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
+    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
+    with tempfile.TemporaryFile() as messages:
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
+        except OSError:
+            raise UserError(
+                f"{path} cannot be decoded: {reason}; installing ffmpeg may help"
+            ) from None
+        try:
+            header = process.stdout.read(AU_HEADER)
+            if len(header) == AU_HEADER:
+                _, offset, _, _, rate, channels = np.frombuffer(header, ">u4").tolist()
+                process.stdout.read(offset - AU_HEADER)
+                while data := process.stdout.read(BLOCK_SECONDS * rate * channels * 4):
+                    samples = np.frombuffer(
+                        data, ">f4", count=len(data) // (4 * channels) * channels
+                    )
+                    yield rate, samples.reshape(-1, channels).astype(np.float32)
+            if process.wait():
+                messages.seek(0)
+                lines = messages.read().decode(errors="replace").strip().splitlines() or [reason]
+                raise UserError(f"{path} cannot be decoded: {lines[-1]}")
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+
+
+def resampled(blocks, *, to_rate):
+    """Yields float32 waves (2, samples) at `to_rate` of (rate, block) one after the other.
+
+    A single channel is doubled. Together they are what audio.resample makes of the whole wave.
+    """
+    stream, taken, given = None, 0, 0
+    for rate, block in blocks:
+        taken += len(block)
+        if rate != to_rate:
+            stream = stream or soxr.ResampleStream(rate, to_rate, block.shape[1], quality="HQ")
+            block = stream.resample_chunk(np.ascontiguousarray(block))
+        given += len(block)
+        yield _stereo(block)
+    if stream:
+        rest = stream.resample_chunk(np.empty((0, block.shape[1]), np.float32), last=True)
+        missing = math.ceil(taken * to_rate / rate) - given
+        rest = rest[: max(0, missing)]
+        yield _stereo(np.pad(rest, ((0, max(0, missing) - len(rest)), (0, 0))))
+
+
+def _stereo(block):
+    return torch.from_numpy(np.ascontiguousarray(block.T)).expand(2, -1)
+
+
+def cut_pieces(waves, *, stride, margin, kept):
+    """Yields Pieces of `kept` strides, with `margin` strides more on either side where there are.
+
+    The last one is longer by up to the margin, so that none consists of a margin alone.
+    """
+    buffer = torch.empty(2, 0)
+    origin = start = 0  # of the buffer; of what the next piece keeps
+    for wave in waves:
+        buffer = torch.cat([buffer, wave], dim=1)
+        while origin + buffer.shape[1] > (end := start + (kept + margin) * stride):
+            first, last = start - origin, start + kept * stride - origin
+            yield Piece(buffer[:, : end - origin], origin, first, last)
+            start += kept * stride
+            cut = start - margin * stride - origin
+            buffer, origin = buffer[:, cut:], origin + cut
+    yield Piece(buffer, origin, start - origin, buffer.shape[1])
+
+
+def kept_stems(piece, stems, *, from_rate, to_rate):
+    """What is kept of a piece's stems (4, samples at to_rate), as the cache stores it: float16.
+
+    Where a piece does not begin with a whole sample at to_rate, it is less than half of one off.
+    """
+    begin, first, last = (
+        round((piece.origin + sample) * to_rate / from_rate)
+        for sample in (0, piece.first, piece.last)
+    )
+    return stems[:, first - begin : last - begin].to("cpu", torch.float16)
+
+
+class WindowCutter:
+    """Cuts stems that come block by block into windows of `samples`, half overlapping.
+
+    A file that is shorter gives one window as short as it is. The last window of a longer one ends
+    with the file, unless all but a TAIL has been seen: a clip that is a little longer than a
+    window gives one window, its beginning, which is what the training pipeline sees.
+    """
+
+    def __init__(self, samples):
+        self.samples, self.step = samples, max(1, samples // 2)
+        self.buffer, self.origin, self.next = torch.empty(4, 0), 0, 0
+
+    def add(self, stems):
+        """The windows [(first sample, stems)] that are whole with these further stems (4, n)."""
+        self.buffer = torch.cat([self.buffer.to(stems.dtype), stems], dim=1)
+        windows = []
+        while self.origin + self.buffer.shape[1] >= self.next + self.samples:
+            windows.append(self._window(self.next))
+            self.next += self.step
+        keep = max(0, self.next - self.step - self.origin)  # the last window may begin there
+        self.buffer, self.origin = self.buffer[:, keep:], self.origin + keep
+        return windows
+
+    def finish(self):
+        """The window that is left at the end of the file, as a list of one or none."""
+        end = self.origin + self.buffer.shape[1]
+        if self.next == 0:
+            return [self._window(0)]
+        unseen = end - (self.next - self.step + self.samples)
+        return [self._window(end - self.samples)] if unseen > TAIL * self.step else []
+
+    def _window(self, start):
+        begin = start - self.origin
+        return start, self.buffer[:, begin : begin + self.samples].clone()
+
+
+def cached_blocks(path, *, samples):
+    """Yields stems (4, up to `samples`) of a cache entry, as stored, without holding it whole.
+
+    Raises CacheError before the first one if the entry is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
+            if archive.testzip():
+                raise ValueError("its check sums do not fit")
+            files = [stack.enter_context(archive.open(f"{stem}.npy")) for stem in STEMS]
+            ((length,), dtype), *others = [_npy_header(file) for file in files]
+            if any(other != ((length,), dtype) for other in others) or dtype.kind != "f":
+                raise ValueError("its stems are not alike")
+            if not length:
+                raise ValueError("it holds no samples")
+            for start in range(0, length, samples):
+                count = min(samples, length - start) * dtype.itemsize
+                block = np.stack([np.frombuffer(file.read(count), dtype) for file in files])
+                if not np.isfinite(block).all():
+                    raise ValueError("it holds samples that are no numbers")
+                yield torch.from_numpy(block)
+    except UNREADABLE as error:
+        raise CacheError(f"{path} cannot be read as stems ({error})") from None
+
+
+def _npy_header(file):
+    """(shape, dtype) of an open .npy, which then stands at its first sample."""
+    version = np.lib.format.read_magic(file)[0]
+    shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
+    return shape, dtype
+
+
+class StemSpool:
+    """Collects a file's stems on disk, block by block, until the cache's entry can be written."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        with self._named_errors():
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=cache.folder)  # noqa: SIM115 see close
+
+    def add(self, stems):
+        """Takes in stems (4, n) float16."""
+        with self._named_errors():
+            self.file.write(stems.T.contiguous().numpy())
+
+    def store(self, clip, source):
+        """Writes the entry. The system pages the stems in and out as it needs the memory."""
+        with self._named_errors():
+            self.file.flush()
+            stems = np.memmap(self.file, np.float16, mode="r").reshape(-1, len(STEMS))
+            self.cache.write(clip, stems.T, source)
+
+    def close(self):
+        """Frees the disk."""
+        self.file.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.cache.folder} cannot be written: {error.strerror}") from None
+
+
+def in_batches(items, kind, function, *, size, alike=lambda value: None):
+    """Yields (owner, value) as `items` does, values of type `kind` replaced by function's results.
+
+    `function` takes a list of as many as size() at most, for which `alike` gives the same.
+    """
+    held, batch = [], []
+
+    def flush():
+        results = iter(function(batch)) if batch else iter(())
+        for owner, value in held:
+            yield owner, next(results) if isinstance(value, kind) else value
+        held.clear()
+        batch.clear()
+
+    for owner, value in items:
+        if isinstance(value, kind):
+            if batch and alike(batch[0]) != alike(value):
+                yield from flush()
+            batch.append(value)
+        held.append((owner, value))
+        if not batch or len(batch) >= size():
+            yield from flush()
+    yield from flush()
+
+
+def read_ahead(items, *, depth):
+    """Yields what the generator `items` does, run in a thread `depth` items ahead."""
+    end = object()
+    calls = map_ahead(lambda each: next(each, end), itertools.repeat(items), threads=1, depth=depth)
+    with contextlib.closing(items), contextlib.closing(calls):
+        for _, future in calls:
+            if (item := future.result()) is end:
+                return
+            yield item

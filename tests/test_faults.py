@@ -1,0 +1,259 @@
+"""What can go wrong around a run ends in a clear line, with nothing lost."""
+
+import http.server
+import shutil
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from conftest import SMALL_RUN
+from helpers import tone
+from test_pipeline import run
+
+import config
+from stemgenre import checkpoint, model, runtime
+from stemgenre.cache import StemCache
+from stemgenre.errors import UserError
+from stemgenre.separation import Separator, load_demucs
+from stemgenre.settings import MachineSettings, ModelSettings, load_settings
+from stemgenre.stems import separate_missing
+from stemgenre.trainer import Trainer
+
+SMALLER = "FREEZE_STAGES=8"  # makes the checkpoint smaller, too
+
+
+@pytest.fixture(scope="module")
+def first_epoch(small_data, tmp_path_factory):
+    """The output folder of a run of one epoch; not to be changed."""
+    out = tmp_path_factory.mktemp("first_epoch")
+    options = [*SMALL_RUN, SMALLER, "EPOCHS=1", f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]
+    return run(load_settings(config, options))
+
+
+@pytest.fixture
+def trained(first_epoch, small_settings):
+    """(settings to resume with, path and bytes of the checkpoint) after one of two epochs."""
+    settings = small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER)
+    path = settings.paths.output("checkpoint.pth")
+    shutil.copytree(first_epoch, path.parent)
+    return settings, path, path.read_bytes()
+
+
+def spoil_step(monkeypatch, number, spoil):
+    """Calls spoil(trainer) before or, if it returns a function, also after the `number`-th step."""
+    step, steps = Trainer._step, []
+
+    def spoilt(self, positions, *arguments):
+        steps.append(self.train["file_name"].iloc[positions].tolist())
+        undo = spoil(self) if len(steps) == number else None
+        result = step(self, positions, *arguments)
+        if undo:
+            undo()
+        return result
+
+    monkeypatch.setattr(Trainer, "_step", spoilt)
+    return steps
+
+
+def set_weight(trainer, value):
+    with torch.no_grad():
+        trainer.net.classifier[4].weight.fill_(value)
+
+
+def test_a_loss_that_is_no_number_names_the_epoch_the_batch_and_its_clips(trained, monkeypatch):
+    settings, path, before = trained
+    steps = spoil_step(monkeypatch, 2, lambda trainer: set_weight(trainer, float("nan")))
+    with pytest.raises(UserError) as caught:
+        run(settings)
+    message = str(caught.value)
+    assert "the loss is no number any more in epoch 2: batch 2 of 3, clips " in message
+    assert ", ".join(steps[1][:5]) + ", ...; the last good checkpoint is kept" in message
+    assert len(steps[1]) > 5
+    assert "\n" not in message
+    assert path.read_bytes() == before
+
+
+def test_it_is_found_when_a_checkpoint_is_due(trained, small_settings, monkeypatch):
+    _, path, before = trained
+    steps = spoil_step(monkeypatch, 1, lambda trainer: set_weight(trainer, float("inf")))
+    with pytest.raises(UserError, match=r"epoch 2: batch 1 of 3"):
+        run(small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER, "CHECKPOINT_MINUTES=1e-9"))
+    assert len(steps) == 1
+    assert path.read_bytes() == before
+
+
+def test_gradients_that_are_no_numbers_name_the_batch_that_has_them(trained, monkeypatch):
+    settings, path, before = trained
+
+    def spoil(trainer):
+        weight = trainer.net.classifier[1].weight
+        return weight.register_hook(lambda gradient: gradient * float("inf")).remove
+
+    spoil_step(monkeypatch, 3, spoil)
+    with pytest.raises(UserError, match=r"epoch 2: batch 3 of 3, clips train_"):
+        run(settings)
+    assert path.read_bytes() == before
+
+
+def test_weights_that_are_no_numbers_are_never_saved(trained, monkeypatch):
+    settings, path, before = trained
+
+    def spoil(trainer):
+        return lambda: set_weight(trainer, float("nan"))
+
+    spoil_step(monkeypatch, 3, spoil)
+    with pytest.raises(UserError, match="epoch 2: the weights after batch 3"):
+        run(settings)
+    assert path.read_bytes() == before
+
+
+def test_steps_that_the_fp16_scaler_skips_do_not_stop_the_run(small_settings, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**127)
+    )
+    out = run(small_settings("EPOCHS=1"))
+    saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
+    assert saved["scaler"]["scale"] < 2.0**127, "steps were skipped"
+    assert np.isfinite(pd.read_csv(out / "metrics.csv")).all().all()
+
+
+def test_an_answer_that_is_no_number_is_no_prediction(trained, small_settings):
+    _, path, _ = trained
+    best = path.with_name("best_model.pth")
+    content = checkpoint.load(best, "model")
+    content["weights"]["classifier.4.weight"].fill_(float("nan"))
+    checkpoint.save(best, "model", content)
+    submission = path.with_name("submit.csv")
+    submission.unlink()
+    with pytest.raises(UserError, match="the network's answer to test_0 is no number"):
+        run(small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER, "EPOCHS=1"))
+    assert not submission.exists()
+
+
+def test_a_fresh_run_leaves_nothing_of_an_older_one(trained, small_settings):
+    settings, path, _ = trained
+    previous = checkpoint.previous_path(path)
+    run(settings)
+    assert checkpoint.load(previous, "checkpoint")["progress"]["epoch"] == 1
+    run(small_settings("EPOCHS=1", SMALLER))
+    assert not previous.exists()
+
+
+def test_when_neither_checkpoint_can_be_read_the_run_stops(trained):
+    settings, path, before = trained
+    for damaged in (path, checkpoint.previous_path(path)):
+        damaged.write_bytes(before[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        run(settings)
+
+
+@pytest.mark.parametrize("key", ["optimizer", "scheduler", "channels", "progress", "identity"])
+def test_a_checkpoint_without_a_part_is_refused(trained, key):
+    settings, path, _ = trained
+    content = checkpoint.load(path, "checkpoint")
+    del content[key]
+    checkpoint.save(path, "checkpoint", content)
+    with pytest.raises(UserError, match="is not a whole checkpoint"):
+        run(settings)
+
+
+@pytest.fixture
+def separate(tiny_repo, small_settings, tmp_path):
+    """A function: separates the clips `a` and `b`; and their paths and cache as attributes."""
+    cache = StemCache(tmp_path / "cache", model="htdemucs", sample_rate=11025)
+    settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={tiny_repo}")
+    paths = [tmp_path / f"{name}.wav" for name in "ab"]
+    for number, path in enumerate(paths):
+        soundfile.write(path, tone(frequency=200 + 50 * number, seconds=0.5, sr=11025), 11025)
+    clips = pd.DataFrame({"clip": ["a", "b"], "path": paths})
+
+    def run():
+        with runtime.start(MachineSettings(device="cpu")) as process:
+            separate_missing(clips, cache, settings, process)
+
+    run.cache, run.paths = cache, paths
+    return run
+
+
+def test_a_clip_that_is_gone_before_it_is_read_is_named(separate):
+    separate.paths[0].unlink()
+    with pytest.raises(UserError, match=r"1 clips could not be separated.*\n.*a\.wav"):
+        separate()
+    assert [path.name for path in separate.cache.folder.iterdir()] == ["b.npz"]
+
+
+def test_a_clip_that_is_gone_after_it_is_read_is_named(separate, monkeypatch):
+    call = Separator.__call__
+
+    def vanishing(self, waves):
+        separate.paths[0].unlink(missing_ok=True)
+        return call(self, waves)
+
+    monkeypatch.setattr(Separator, "__call__", vanishing)
+    with pytest.raises(UserError, match=r"a\.wav cannot be read any more: No such file"):
+        separate()
+
+
+def test_a_clip_that_is_gone_although_its_stems_are_cached_is_named(separate):
+    separate()
+    separate.paths[1].unlink()
+    with pytest.raises(UserError, match=r"b\.wav cannot be read any more: No such file"):
+        separate()
+
+
+YAML = b"models: ['955717e8']\n"
+
+
+class CutOff(http.server.BaseHTTPRequestHandler):
+    """Promises 5 MB, sends 1 MB and hangs up; but for a yaml, which is sent whole."""
+
+    def do_HEAD(self):  # noqa: N802
+        whole = self.path.endswith(".yaml")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(YAML) if whole else 5 * 2**20))
+        self.send_header("X-Repo-Commit", "a" * 40)  # what Demucs' hub sends
+        self.send_header("ETag", f'"{"b" * (40 if whole else 64)}"')
+        self.end_headers()
+
+    def do_GET(self):  # noqa: N802
+        self.do_HEAD()
+        self.wfile.write(YAML if self.path.endswith(".yaml") else bytes(2**20))
+
+    def log_message(self, *arguments):
+        """Nothing."""
+
+
+@pytest.fixture
+def cut_off():
+    """The address of a server that hangs up half-way."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_weights_that_arrive_in_part_are_neither_used_nor_kept(cut_off, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = model.WEIGHTS.url.rsplit("/", 1)[1]
+    monkeypatch.setattr(model.WEIGHTS.value, "url", f"{cut_off}/{name}")
+    for _ in range(2):
+        with pytest.raises(UserError, match="WEIGHTS_FILE") as caught:
+            model.build_model(ModelSettings(), num_classes=2, seed=0)
+        assert "\n" not in str(caught.value)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_demucs_model_that_arrives_in_part_is_neither_used_nor_kept(
+    cut_off, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", cut_off)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="SEPARATION_REPO") as caught:
+        load_demucs("htdemucs")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert all(path.stat().st_size < 1000 for path in tmp_path.rglob("*"))
