@@ -7,6 +7,7 @@ import fractions
 import logging
 import math
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -148,7 +149,11 @@ def _read_bag(folder, name):
         raise UserError(f"{path} is not a Demucs model's yaml: {error}") from None
     if not isinstance(bag, dict) or not isinstance(bag.get("models"), list) or not bag["models"]:
         raise UserError(f"{path} is not a Demucs model's yaml: it names no models")
-    return bag | {"models": [str(signature) for signature in bag["models"]]}
+    signatures = [str(signature) for signature in bag["models"]]
+    for signature in signatures:
+        if not re.fullmatch(r"[\w-]+", signature):  # a name, never a path that leads elsewhere
+            raise UserError(f"{path} names the model {signature!r}, which is not a plain name")
+    return bag | {"models": signatures}
 
 
 def _repo_file(folder, name, stem, *, suffixes=(".safetensors", ".th"), required=True):

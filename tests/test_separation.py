@@ -255,6 +255,8 @@ def test_a_safetensors_file_naming_another_class_is_refused(tmp_path, tiny_repo)
         ({}, "holds no htdemucs.safetensors or .th"),
         ({"htdemucs.yaml": "models: ['feed']"}, "holds no feed.safetensors or .th"),
         ({"htdemucs.yaml": "nothing: 1"}, "names no models"),
+        ({"htdemucs.yaml": "models: ['/etc/passwd']"}, "is not a plain name"),
+        ({"htdemucs.yaml": "models: ['../0123abcd']"}, "is not a plain name"),
         ({"htdemucs.yaml": "a: ["}, "is not a Demucs model's yaml"),
         ({"htdemucs.safetensors": "junk"}, "cannot be loaded"),
     ],
