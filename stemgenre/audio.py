@@ -53,18 +53,44 @@ def decode(path):
         wave, rate = _decode_with_ffmpeg(path, error)
     else:
         wave, rate = _read_whole(path, file), file.samplerate
-    if not len(wave):
-        raise UserError(f"{path} is empty: it holds no samples")
+    peak = check_loudness(path, wave) if len(wave) else 0.0
+    check_content(path, samples=len(wave), rate=rate, peak=peak)
+    return np.ascontiguousarray(wave.T), rate
+
+
+def check_loudness(path, wave):
+    """The peak of `wave`; UserError if a sample is no number or beyond LOUDEST."""
     peak = max(wave.max(), -wave.min())
     if not np.isfinite(peak):
         raise UserError(f"{path} holds samples that are no numbers (NaN or infinite)")
-    if peak == 0:
-        raise UserError(f"{path} is silent: every sample is zero")
     if peak > LOUDEST:
         raise UserError(f"{path} has samples of {peak:.3g} times full scale; scale it down")
-    if len(wave) < SHORTEST * rate:
-        raise UserError(f"{path} is too short: {len(wave)} samples at {rate} Hz")
-    return np.ascontiguousarray(wave.T), rate
+    return peak
+
+
+def check_content(path, *, samples, rate, peak):
+    """UserError if a whole file of so many samples is empty, silent or shorter than SHORTEST."""
+    if not samples:
+        raise UserError(f"{path} is empty: it holds no samples")
+    if peak == 0:
+        raise UserError(f"{path} is silent: every sample is zero")
+    if samples < SHORTEST * rate:
+        raise UserError(f"{path} is too short: {samples} samples at {rate} Hz")
+
+
+def check_whole(path, *, samples, promised):
+    """UserError if fewer samples could be decoded than the file's header promises."""
+    if samples < 0.98 * promised:
+        raise UserError(f"{path} is cut short: {samples} of {promised} samples are there")
+
+
+def ffmpeg_command(path):
+    """The command that writes the file's first audio stream to its output as .au.
+
+    .au holds float samples, rate and channels, and its header allows a length not yet known.
+    """
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
+    return [*command, "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
 
 
 def resample(wave, *, from_rate, to_rate):
@@ -90,8 +116,7 @@ def _read_whole(path, file):
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be decoded: {reason(error)}") from None
     wave = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    if len(wave) < 0.98 * file.frames:
-        raise UserError(f"{path} is cut short: {len(wave)} of {file.frames} samples are there")
+    check_whole(path, samples=len(wave), promised=file.frames)
     return wave
 
 
@@ -99,10 +124,7 @@ def _decode_with_ffmpeg(path, error):
     if Path(path).stat().st_size == 0 or shutil.which("ffmpeg") is None:
         hint = "" if shutil.which("ffmpeg") else "; installing ffmpeg may help"
         raise UserError(f"{path} cannot be decoded: {reason(error)}{hint}") from None
-    # .au holds float samples, rate and channels, and its header allows a length not yet known.
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
-    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(ffmpeg_command(path), capture_output=True, check=False)
     try:
         return soundfile.read(io.BytesIO(done.stdout), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:

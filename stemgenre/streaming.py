@@ -59,19 +59,10 @@ def decoded(path):
     """
     samples, peak = 0, 0.0
     for rate, block in _blocks(path):
-        samples, loudest = samples + len(block), np.abs(block).max()
-        if not np.isfinite(loudest):
-            raise UserError(f"{path} holds samples that are no numbers (NaN or infinite)")
-        if loudest > audio.LOUDEST:
-            raise UserError(f"{path} has samples of {loudest:.3g} times full scale; scale it down")
-        peak = max(peak, loudest)
+        samples += len(block)
+        peak = max(peak, audio.check_loudness(path, block))
         yield rate, block[:, :2]
-    if not samples:
-        raise UserError(f"{path} is empty: it holds no samples")
-    if peak == 0:
-        raise UserError(f"{path} is silent: every sample is zero")
-    if samples < audio.SHORTEST * rate:
-        raise UserError(f"{path} is too short: {samples} samples at {rate} Hz")
+    audio.check_content(path, samples=samples, rate=rate if samples else 0, peak=peak)
 
 
 def _blocks(path):
@@ -92,17 +83,16 @@ def _blocks(path):
                 break
             samples += len(block)
             yield file.samplerate, block
-    if samples < 0.98 * file.frames:
-        raise UserError(f"{path} is cut short: {samples} of {file.frames} samples are there")
+    audio.check_whole(path, samples=samples, promised=file.frames)
 
 
 def _ffmpeg_blocks(path, reason):
     """(rate, block) of a file that only ffmpeg reads, from its output as it comes: .au."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
-    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
     with tempfile.TemporaryFile() as messages:
         try:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
+            process = subprocess.Popen(
+                audio.ffmpeg_command(path), stdout=subprocess.PIPE, stderr=messages
+            )
         except OSError:
             raise UserError(
                 f"{path} cannot be decoded: {reason}; installing ffmpeg may help"
