@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stemgenre.errors import UserError
+from stemgenre.errors import UserError, first_line
 from stemgenre.files import replacing
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,7 @@ def load(path, kind):
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = (
-            str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        )
+        reason = first_line(error, most=120)
         raise UserError(f"{path} cannot be read as a {kind}: {reason}") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise UserError(f"{path} is not a {kind} of this program")

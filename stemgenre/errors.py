@@ -13,3 +13,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+
+
+def first_line(error, *, most=200):
+    """The first line of an exception's message, cut at `most` characters; its type without one."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from stemgenre import checkpoint
 from stemgenre.augmentation import PLAIN
-from stemgenre.errors import UserError
+from stemgenre.errors import UserError, first_line
 from stemgenre.frontend import DecibelStatistics, FrontEnd
 from stemgenre.model import GenreNet
 from stemgenre.settings import FeatureSettings, group_from
@@ -43,7 +43,7 @@ def load_best(path, device):
         net.to(device, memory_format=torch.channels_last).eval()
         return Trained(net, frontend, saved["label_ids"], saved["label_names"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         raise UserError(f"{path} does not hold a whole model: {reason}") from None
 
 

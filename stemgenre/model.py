@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import EfficientNet_B3_Weights, efficientnet_b3
 
-from stemgenre.errors import UserError
+from stemgenre.errors import UserError, first_line
 
 WEIGHTS = EfficientNet_B3_Weights.IMAGENET1K_V1
 
@@ -123,9 +123,7 @@ def imagenet_weights(weights_file=None):
     except FileNotFoundError:
         raise UserError(f"WEIGHTS_FILE={weights_file} is not there. {way_out}") from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
+        reason = first_line(error)
         source = weights_file or name
         raise UserError(
             f"the ImageNet weights {source} cannot be had ({reason}). {way_out}"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from stemgenre import checkpoint
 from stemgenre.augmentation import draw
 from stemgenre.dataset import epoch_batches
-from stemgenre.errors import Interrupted, UserError
+from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.files import replacing
 from stemgenre.inference import amp_type, autocast, predict
 from stemgenre.runtime import seed_of, to_device
@@ -343,7 +343,7 @@ class Trainer:
         try:
             self._restore(saved)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = first_line(error)
             raise UserError(f"{self.checkpoint_path} is not a whole checkpoint: {reason}") from None
         log.info(
             "resumed from epoch %d, step %d (%s)",
