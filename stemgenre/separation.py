@@ -4,6 +4,7 @@ The only module that imports demucs, and only when a model is loaded.
 """
 
 import fractions
+import hashlib
 import logging
 import math
 import pickle
@@ -186,11 +187,17 @@ def _download(name, file_name):
             f".safetensors that it names, "
             f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
         ) from None
-    blob = path.resolve()  # the hub's cache names large files by their SHA-256
-    if len(blob.name) == 64 and blob.name != sha256(blob):
+    blob = path.resolve()  # the hub's cache names each file by its hash
+    if blob.name not in (sha256(blob), _git_hash(blob)):
         blob.unlink()
         raise UserError(f"{file_name} was not downloaded whole and has been removed; run again")
     return path
+
+
+def _git_hash(path):
+    """The SHA-1 that git gives to a file, by which the hub knows small ones."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _load_weights(path):

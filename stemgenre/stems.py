@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stemgenre import audio
 from stemgenre.cache import STEMS
-from stemgenre.errors import UserError
+from stemgenre.errors import ClipError, UserError
 from stemgenre.prefetch import map_ahead
 from stemgenre.runtime import worker_count
 from stemgenre.separation import Separator
@@ -116,20 +116,28 @@ def _separate(rows, cache, separator, workers, runtime):
                 writes.append(writer.submit(_write, cache, row, clip_stems))
                 audio_seconds += wave.shape[-1] / separator.model.samplerate
             while len(writes) > 2 * separator.batch_size or (writes and writes[0].done()):
-                writes.popleft().result()
+                _finish(writes.popleft(), failures)
             speed = audio_seconds / (time.monotonic() - started)
             bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
             bar.update(len(batch))
             if runtime.stop.signal_number:
                 break
         for write in writes:
-            write.result()
+            _finish(write, failures)
     return failures
 
 
 def _write(cache, row, stems):
     """Fetches a clip's stems from the device, which meanwhile works on, and writes them."""
     cache.write(row.clip, stems.cpu().numpy(), row.path)
+
+
+def _finish(write, failures):
+    """Waits for a write. Raises UserError if none can succeed: a full disk, say."""
+    try:
+        write.result()
+    except ClipError as error:
+        failures.append(str(error))
 
 
 def _load_ahead(rows, cache, separator, workers, failures):
