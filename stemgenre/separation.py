@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from stemgenre import audio
+from stemgenre import audio, malloc
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.files import sha256
@@ -27,6 +27,9 @@ class Separator:
     def __init__(self, separation, *, sample_rate, device):
         self.model = load_demucs(separation.separation_model, separation.separation_repo)
         self.model.to(device).eval()
+        if device.type == "cpu":
+            for model in self.model.models:
+                _bound_memory(model)
         self.overlap = separation.separation_overlap
         self.sample_rate = sample_rate
         self.device = device
@@ -74,7 +77,11 @@ class Separator:
             return self(waves)
         order = [self.model.sources.index(stem) for stem in STEMS]
         stems = stems[:, order].float().mean(2) * std
-        stems = julius.resample_frac(stems, self.model.samplerate, self.sample_rate)
+        rates = self.model.samplerate, self.sample_rate
+        # One stem of all clips after the other: on a CPU this takes many times its output's memory.
+        stems = torch.stack([julius.resample_frac(s, *rates) for s in stems.unbind(1)], dim=1)
+        if self.device.type == "cpu":
+            malloc.give_back_freed_memory()
         ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
         return [clip[:, :end] for clip, end in zip(stems, ends, strict=True)]
 
@@ -97,6 +104,15 @@ class Separator:
         """Samples from one window of apply_model to the next."""
         segments = [m.segment for m in getattr(self.model, "models", [self.model])]
         return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))
+
+
+def _bound_memory(model):
+    """Lets `model` give back freed memory three times a window, where least of it is in use."""
+    model.register_forward_hook(malloc.give_back_freed_memory)
+    transformer = getattr(model, "crosstransformer", None)  # between encoder and decoder
+    if transformer is not None:
+        transformer.register_forward_pre_hook(malloc.give_back_freed_memory)
+        transformer.register_forward_hook(malloc.give_back_freed_memory)
 
 
 HALF_ERROR_DB = -50.0  # level of the difference to float32's stems, below those
