@@ -7,8 +7,8 @@ import torch
 from helpers import put_audio
 
 from stemgenre.metadata import load_competition
+from stemgenre.progress import Progress
 from stemgenre.submission import Summary, write_submission
-from stemgenre.trainer import Progress
 
 IDS = {"blues": 7, "jazz": 0, "rock": 42}
 PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
