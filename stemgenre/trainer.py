@@ -40,8 +40,11 @@ class Trainer:
         self.has_saved = False  # or was restored: CHECKPOINT_FILE is this run's
         self.saved_at = time.monotonic()
 
-    def fit(self):
-        """Trains to the end and returns the Progress. Raises Interrupted once stopped and saved."""
+    def fit(self, *, after_epoch):
+        """Trains to the end and returns the Progress. Raises Interrupted once stopped and saved.
+
+        Calls after_epoch(progress, logits of the validation clips) when an epoch is saved.
+        """
         options, progress = self.settings.train, self.progress
         while progress.epoch < options.epochs:
             if progress.history and progress.epoch - progress.best_epoch >= options.patience:
@@ -50,8 +53,9 @@ class Trainer:
                 )
                 break
             self._train_epoch()
-            self._finish_epoch()
+            logits = self._finish_epoch()
             self.save()
+            after_epoch(progress, logits)
             if self.runtime.stop_requested():
                 self._interrupt(self.runtime.stop.signal_number)
         return progress
@@ -136,7 +140,10 @@ class Trainer:
             )
 
     def _finish_epoch(self):
-        """Validates, logs the epoch's line, and keeps the model if it is the best."""
+        """Validates, logs the epoch's line, and keeps the model if it is the best.
+
+        Returns the logits (clips, genres) of the validation clips.
+        """
         progress, runtime, sums = self.progress, self.runtime, self.progress.sums
         started = time.monotonic()
         steps = progress.step
@@ -181,6 +188,7 @@ class Trainer:
             row["seconds"],
             "  best so far" if better else "",
         )
+        return logits
 
     def _save_best(self):
         checkpoint.save(
