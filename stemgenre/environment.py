@@ -27,7 +27,7 @@ def _device(device):
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    return f"{device.type}, {platform.machine()}, threads: {torch.get_num_threads()}"
 
 
 def _commit():

@@ -1,6 +1,7 @@
 """report/index.html: how the training goes while it goes on, and at its end what came of it."""
 
 import datetime
+import functools
 import logging
 import time
 import traceback
@@ -42,8 +43,8 @@ class Report:
         """
         if self.seconds > SHARE * (time.monotonic() - self.written_at):
             return
-        after = f"after epoch {progress.epoch}"
-        self._write(lambda: [*self._curves(progress), *self._results(logits, after)], progress)
+        which = f"epoch {progress.epoch}"
+        self._write(lambda: [*self._curves(progress), *self._results(logits, which)], progress)
 
     def finish(self, progress, best, reader, valid_logits, test_logits):
         """The page at the end, about the best epoch's model: `best`, a Trained, and its logits.
@@ -52,13 +53,16 @@ class Report:
         """
 
         def parts():
-            of_best = f"of the best epoch, {progress.best_epoch}"
             yield from self._curves(progress)
-            yield from self._results(valid_logits, of_best)
+            yield from self._results(valid_logits, f"best epoch ({progress.best_epoch})")
             yield sections.mistakes(self.valid, valid_logits, best, reader)
             yield sections.test_clips(self.clips, test_logits)
 
         self._write(parts, progress, finished=True)
+
+    @functools.cached_property
+    def _environment(self):
+        return sections.environment(self.run)
 
     def _curves(self, progress):
         return [sections.curves(progress)] if progress.history else []
@@ -84,7 +88,7 @@ class Report:
                 sections.facts(progress, len(self.valid)),
                 *parts(),
                 sections.knobs(self.settings),
-                sections.environment(self.run),
+                self._environment,
                 refresh_seconds=None if finished else REFRESH_SECONDS,
             )
             with replacing(self.path, "w", encoding="utf-8") as file:

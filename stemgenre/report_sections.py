@@ -39,8 +39,8 @@ def facts(progress, valid_clips):
     return cards(
         fact(
             f"{progress.best_accuracy:.1%}",
-            f"best validation accuracy: {right} of {valid_clips} clips. With so few, "
-            f"{low:.0%} to {high:.0%} is what another split might give (95 %, Wilson)",
+            f"best validation accuracy: {right} of {valid_clips} clips; so few leave "
+            f"{low:.0%} to {high:.0%} open (95 % confidence)",
         ),
         fact(f"{progress.best_loss:.3f}", f"validation loss of that epoch, {progress.best_epoch}"),
         fact(_duration(seconds), f"of training, {seconds / progress.epoch:.1f} s an epoch"),
@@ -87,7 +87,7 @@ def confusion(targets, probabilities, label_names, which):
     names = [printable(name) for name in label_names]
     size = min(11.0, 3 + 0.5 * len(names))
     return section(
-        f"Confusion matrix {which}",
+        f"Confusion matrix: {which}",
         picture(
             lambda figure: charts.confusion(figure, matrix, names),
             alt="validation clips by true and predicted genre",
@@ -104,7 +104,7 @@ def genres(targets, probabilities, label_names, train_targets, which):
     rows = rows.rename(columns={"clips": "validation clips"})
     shares = dict.fromkeys(("precision", "recall", "F1"), "{:.3f}")
     return section(
-        f"Genres {which}",
+        f"Genres: {which}",
         table(rows, formats=shares),
         note(
             "Precision: the share of the clips predicted as this genre that are of it. Recall: the "
@@ -118,7 +118,7 @@ def calibration(targets, probabilities, which):
     """Whether the probabilities are as good as they say."""
     found = scores.calibration(targets, probabilities)
     return section(
-        f"Calibration {which}",
+        f"Calibration: {which}",
         picture(
             lambda figure: charts.reliability(figure, found),
             alt="share of right predictions over the probability of the likeliest genre",
@@ -171,7 +171,7 @@ def _mistake(clip, shares, best, reader):
             lambda figure: charts.image(figure, image),
             alt=f"the four channels of {clip['file_name']}",
             width=10,
-            height=2.8,
+            height=2.5,
         ),
         _players(clip["path"], stems.float().cpu().numpy(), best.frontend.features.sr),
         class_="card",
@@ -184,7 +184,7 @@ def _players(path, stems, rate):
     except UserError as error:  # taken away meanwhile
         mix = tag("p", error)
     parts = (player(wave, rate, label=stem) for stem, wave in zip(STEMS, stems, strict=True))
-    return cards(mix, *parts, least="13rem")
+    return cards(mix, *parts, least="17rem")
 
 
 def test_clips(clips, logits):
