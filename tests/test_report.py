@@ -51,7 +51,8 @@ def test_the_page_of_a_finished_run_is_whole(finished, dark):
     assert "after 2 of 2 epochs" in seen.text
     for text in (
         "Curves", "Confusion matrix: best epoch", "precision", "Expected calibration error",
-        "Most confident mistakes", "Test clips", "IMG_SIZE\t64\t600", f"torch\t{importlib.metadata.version('torch')}",
+        "Most confident mistakes", "Test clips", "IMG_SIZE\t64\t600",
+        f"torch\t{importlib.metadata.version('torch')}",
     ):  # fmt: skip
         assert text in seen.text, text
     assert "BATCH_SIZE\t8\t24" in seen.text
