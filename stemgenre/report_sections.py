@@ -39,8 +39,8 @@ def facts(progress, valid_clips):
     return cards(
         fact(
             f"{progress.best_accuracy:.1%}",
-            f"best validation accuracy: {right} of {valid_clips} clips; so few leave "
-            f"{low:.0%} to {high:.0%} open (95 % confidence)",
+            f"best validation accuracy: {right} of {valid_clips} clips, which says no more than "
+            f"{low:.0%} to {high:.0%} (95 % confidence)",
         ),
         fact(f"{progress.best_loss:.3f}", f"validation loss of that epoch, {progress.best_epoch}"),
         fact(_duration(seconds), f"of training, {seconds / progress.epoch:.1f} s an epoch"),
