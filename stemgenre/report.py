@@ -112,6 +112,6 @@ class Report:
             early = " (stopped early)" if progress.epoch < epochs else ""
             return f"Finished {now} after {progress.epoch} of {epochs} epochs{early}."
         return (
-            f"{progress.epoch} of {epochs} epochs are done, as of {now}. While the run goes on, "
-            f"this page is written anew and shows it within {REFRESH_SECONDS} s."
+            f"{progress.epoch} of {epochs} epochs were done on {now}. While the run goes on, this "
+            f"page is written anew after an epoch; the browser reads it every {REFRESH_SECONDS} s."
         )
