@@ -19,8 +19,10 @@ import config
 import train
 from stemgenre import checkpoint, runtime
 from stemgenre.errors import Interrupted, UserError
+from stemgenre.learner import Learner
+from stemgenre.progress import Progress
 from stemgenre.settings import load_settings
-from stemgenre.trainer import Progress, Trainer
+from stemgenre.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,14 +191,14 @@ def test_the_micro_batch_does_not_change_what_is_learned(fixed_head):
 
 def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(fixed_head, monkeypatch):
     whole = fixed_head()
-    backward = Trainer._backward
+    backward = Learner._backward
 
     def small_card(self, stems, *arguments):
         if self.micro_batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return backward(self, stems, *arguments)
 
-    monkeypatch.setattr(Trainer, "_backward", small_card)
+    monkeypatch.setattr(Learner, "_backward", small_card)
     assert torch.allclose(whole, fixed_head(), atol=1e-6)
 
 
