@@ -3,7 +3,7 @@
     python benchmarks/stems.py [--seeds 3] [--quick] [KEY=VALUE ...]     on the demo
     python benchmarks/stems.py --data data [--seeds 3] [KEY=VALUE ...]   on a competition of yours
 
-Each line of the table is train.py in a process of its own, with another CHANNELS. The network has
+Each line of the table is train.py in processes of its own, with another CHANNELS. The network has
 four inputs in all of them, so it has as many weights; clips, split, order of the epochs and
 augmentation of a seed are the same. Another seed is another split too: `against mix` compares
 within each seed. What comes after +- is the standard deviation over the seeds.
@@ -25,8 +25,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 
 import config
@@ -34,6 +33,7 @@ from stemgenre import demo, runtime
 from stemgenre.errors import UserError
 from stemgenre.settings import STEMS, load_settings
 
+TRAIN = Path(__file__).parents[1] / "train.py"
 CHOICES = ("mix", *STEMS, ",".join(STEMS))
 QUICK = ("CLIP_SECONDS=2", "IMG_SIZE=64", "EPOCHS=2")
 
@@ -56,8 +56,7 @@ def main():
         words = [f"DATA_DIR={options.data or folder / 'data'}", *knobs]
         words = words if options.data else ["--demo", *words]
         runs = [run(words, channels, seed, folder) for seed in seeds for channels in CHOICES]
-    runs = pd.DataFrame(runs)
-    print_table(runs)
+    print_table(pd.DataFrame(runs).astype({"test": float}))  # NaN where it is not known
     print(json.dumps(result(runs)))
 
 
@@ -65,7 +64,7 @@ def run(words, channels, seed, folder):
     """The figures of one train.py with these `words`. Raises UserError if it fails."""
     out = folder / f"{channels}-{seed}"
     words = [*words, f"CHANNELS={channels}", f"SEED={seed}", f"OUTPUT_DIR={out}"]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+    command = [sys.executable, str(TRAIN), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = "".join(done.stderr.strip().splitlines()[-1:])
@@ -90,7 +89,7 @@ def print_table(runs):
         print(f"{channels:<24}" + "".join(f"{cell:>18}" for cell in cells))
     for name in ("valid", "test"):
         clips, share = runs[f"{name}_clips"][0], runs[name].mean()
-        if share == share:  # not NaN: there is a test_master
+        if not math.isnan(share):
             error = math.sqrt(share * (1 - share) / clips)
             print(f"{name}: {clips} clips, standard error of one accuracy near {error:.3f}")
 
@@ -105,18 +104,16 @@ def spread(values, digits):
 
 
 def result(runs):
-    """The figures as plain values: {"clips": ..., "seeds": ..., "channels": {name: {figure: []}}}."""
-    columns = ["valid", "test", "epoch", "seconds"]
+    """The figures of all runs as plain values, of each choice of channels in the seeds' order."""
     return {
-        "valid_clips": int(runs["valid_clips"][0]),
-        "test_clips": int(runs["test_clips"][0]),
-        "seeds": runs["seed"].unique().tolist(),
+        "clips": {name: runs[0][f"{name}_clips"] for name in ("valid", "test")},
+        "seeds": sorted({run["seed"] for run in runs}),
         "channels": {
-            channels: part[columns]
-            .astype(object)
-            .where(part[columns].notna(), None)
-            .to_dict("list")
-            for channels, part in runs.groupby("channels", sort=False)
+            channels: {
+                figure: [run[figure] for run in runs if run["channels"] == channels]
+                for figure in ("valid", "test", "epoch", "seconds")
+            }
+            for channels in CHOICES
         },
     }
 

@@ -17,7 +17,7 @@ from conftest import SMALL_RUN
 
 import config
 import train
-from stemgenre import checkpoint, runtime
+from stemgenre import Classifier, checkpoint, runtime
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import load_settings
 from stemgenre.trainer import Progress, Trainer
@@ -72,6 +72,27 @@ def test_a_run_leaves_metrics_a_summary_and_models(uninterrupted):
     assert 0 <= summary["test_accuracy"] <= 1
     assert set(summary["seconds"]) == {"separation", "channel statistics", "training", "prediction"}
     assert not list(uninterrupted.glob("*.part"))
+
+
+@pytest.mark.parametrize("channels", ["mix", "other,bass"])
+def test_a_run_on_some_stems_leaves_a_model_that_predicts_with_these(
+    channels, small_settings, small_data
+):
+    out = run(small_settings(f"CHANNELS={channels}", "EPOCHS=1"))
+    saved = checkpoint.load(out / "best_model.pth", "model")
+    assert saved["features"]["channels"] == channels
+    assert [len(set(numbers)) for numbers in saved["channels"]] == [1 + channels.count(",")] * 2
+    classifier = Classifier.load(
+        out / "best_model.pth",
+        device="cpu",
+        stems=small_data / "separated",
+        separation_model="synthesised",
+    )
+    ids = dict(zip(classifier.label_names, classifier.label_ids, strict=True))
+    submitted = csv.reader((out / "submit.csv").open(), delimiter="\t")
+    for name, label_id in submitted:
+        (path,) = small_data.rglob(name)
+        assert ids[classifier.predict(path).timeline[0].genre] == int(label_id)
 
 
 def test_two_runs_are_the_same_run_whatever_reads_ahead(uninterrupted, small_settings):
