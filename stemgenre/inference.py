@@ -95,7 +95,7 @@ def predict(net, frontend, reader, clips, options, runtime):
     are no numbers, which would still make a prediction.
     """
     if not len(clips):
-        return torch.empty(0, 0)
+        return torch.empty(0, net.classifier[-1].out_features)
     net.eval()
     kind = amp_type(runtime.device, options.use_amp)
     mine = np.arange(len(clips))[runtime.rank :: runtime.world]

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,20 @@ def test_a_run_on_some_stems_leaves_a_model_that_predicts_with_these(
     for name, label_id in submitted:
         (path,) = small_data.rglob(name)
         assert ids[classifier.predict(path).timeline[0].genre] == int(label_id)
+
+
+def test_a_run_without_test_clips_leaves_a_model_and_an_empty_submission(
+    small_settings, small_data, tmp_path
+):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    for path in (data / "sample_submit.tsv", data / "test_master.tsv"):
+        path.unlink()
+    for folder in data.glob("test_sound_*"):
+        shutil.rmtree(folder)
+    out = run(small_settings(f"DATA_DIR={data}", "EPOCHS=1"))
+    assert (out / "submit.csv").read_bytes() == b""
+    assert json.loads((out / "summary.json").read_text())["clips"]["test"] == 0
+    assert (out / "best_model.pth").is_file()
 
 
 def test_two_runs_are_the_same_run_whatever_reads_ahead(uninterrupted, small_settings):
