@@ -67,8 +67,8 @@ def run(words, channels, seed, folder):
     command = [sys.executable, str(TRAIN), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = "".join(done.stderr.strip().splitlines()[-1:])
-        raise UserError(f"train.py {' '.join(words)} ended with {done.returncode}: {last}")
+        told = done.stderr[done.stderr.rfind("error: ") :].strip()
+        raise UserError(f"train.py {' '.join(words)} ended with {done.returncode}:\n{told}")
     found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     figures = {"valid": found["valid_accuracy"], "test": found["test_accuracy"]}
     figures |= {"epoch": found["best_epoch"], "seconds": found["seconds"]["training"]}
