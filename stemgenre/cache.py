@@ -23,8 +23,8 @@ import numpy as np
 
 from stemgenre.errors import ClipError, UserError
 from stemgenre.files import replacing, sha256
+from stemgenre.settings import STEMS
 
-STEMS = ("vocals", "drums", "bass", "other")
 FORMAT = 1
 UNREADABLE = (  # what zipfile and NumPy raise on a file that is not a whole entry
     OSError,

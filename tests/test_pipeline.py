@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import SMALL_RUN
 
 import config
 import train
-from stemgenre import checkpoint, runtime
+from stemgenre import Classifier, checkpoint, runtime
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.learner import Learner
 from stemgenre.progress import Progress
@@ -74,6 +75,41 @@ def test_a_run_leaves_metrics_a_summary_and_models(uninterrupted):
     assert 0 <= summary["test_accuracy"] <= 1
     assert set(summary["seconds"]) == {"separation", "channel statistics", "training", "prediction"}
     assert not list(uninterrupted.glob("*.part"))
+
+
+@pytest.mark.parametrize("channels", ["mix", "other,bass"])
+def test_a_run_on_some_stems_leaves_a_model_that_predicts_with_these(
+    channels, small_settings, small_data
+):
+    out = run(small_settings(f"CHANNELS={channels}", "EPOCHS=1"))
+    saved = checkpoint.load(out / "best_model.pth", "model")
+    assert saved["features"]["channels"] == channels
+    assert [len(set(numbers)) for numbers in saved["channels"]] == [1 + channels.count(",")] * 2
+    classifier = Classifier.load(
+        out / "best_model.pth",
+        device="cpu",
+        stems=small_data / "separated",
+        separation_model="synthesised",
+    )
+    ids = dict(zip(classifier.label_names, classifier.label_ids, strict=True))
+    submitted = csv.reader((out / "submit.csv").open(), delimiter="\t")
+    for name, label_id in submitted:
+        (path,) = small_data.rglob(name)
+        assert ids[classifier.predict(path).timeline[0].genre] == int(label_id)
+
+
+def test_a_run_without_test_clips_leaves_a_model_and_an_empty_submission(
+    small_settings, small_data, tmp_path
+):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    for path in (data / "sample_submit.tsv", data / "test_master.tsv"):
+        path.unlink()
+    for folder in data.glob("test_sound_*"):
+        shutil.rmtree(folder)
+    out = run(small_settings(f"DATA_DIR={data}", "EPOCHS=1"))
+    assert (out / "submit.csv").read_bytes() == b""
+    assert json.loads((out / "summary.json").read_text())["clips"]["test"] == 0
+    assert (out / "best_model.pth").is_file()
 
 
 def test_two_runs_are_the_same_run_whatever_reads_ahead(uninterrupted, small_settings):
