@@ -75,6 +75,7 @@ MIN_LR = 1e-6  # at its end
 WEIGHT_DECAY = 1e-4  # AdamW's
 GRADIENT_CLIP = 1.0  # largest gradient norm let through
 PATIENCE = 10  # epochs without a better validation accuracy before stopping
+COMPILE = "auto"  # torch.compile: True, False; auto tries it on CUDA if ten minutes are left
 USE_AMP = True  # bf16 or fp16 autocast on CUDA; the CPU always computes in float32
 
 # Continuing a run

@@ -16,6 +16,7 @@ compiled: `ratio` is that way's time over the time as it is, so above 1 the meas
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -130,7 +131,8 @@ def measures(settings, run, options):
         ways[f"no {measure}"] = NetworkOnly(clips, settings, run, without=measure)
     if run.device.type != "cuda":
         del ways["no autocast"]  # there is none
-    ways["compiled"] = NetworkOnly(clips, settings, run, compiled=True)
+    compiled = dataclasses.replace(settings.train, compile=True)
+    ways["compiled"] = NetworkOnly(clips, dataclasses.replace(settings, train=compiled), run)
     seconds = time_epochs(ways, run, options.rounds)
     ratios = {
         name: [a / b for a, b in zip(seconds[name], seconds["as it is"], strict=True)]
@@ -187,23 +189,22 @@ class OurRecipe:
 class NetworkOnly:
     """The same optimiser steps as OurRecipe's, on ready-made images; `without` undoes a measure."""
 
-    def __init__(self, clips, settings, run, *, without=None, compiled=False):
+    def __init__(self, clips, settings, run, *, without=None):
         self.clips, self.settings, self.run = clips, settings, run
         net = build_model(settings.model, num_classes=len(GENRES), seed=0)
-        self.trainer = trainer = Trainer(net, self, None, clips, clips, settings, run, identity={})
+        self.trainer = Trainer(net, self, None, clips, clips, settings, run, identity={})
         shape = (settings.train.batch_size, 4, *[settings.features.img_size] * 2)
         self.images = torch.randn(shape, device=run.device)
+        learner = self.trainer.learner
         if without == "channels last":
-            trainer.net.to(memory_format=torch.contiguous_format)
-            trainer.net.register_forward_pre_hook(lambda net, images: images[0].contiguous())
+            learner.net.to(memory_format=torch.contiguous_format)
+            learner.net.register_forward_pre_hook(lambda net, images: images[0].contiguous())
         elif without == "frozen without activations":
-            trainer.net.forward = types.MethodType(forward_keeping_activations, trainer.net)
+            learner.net.forward = types.MethodType(forward_keeping_activations, learner.net)
         elif without == "fused optimiser":
-            trainer.optimizer.param_groups[0]["fused"] = None
+            learner.optimizer.param_groups[0]["fused"] = None
         elif without == "autocast":
-            trainer.amp_type = None
-        if compiled:
-            trainer.model = torch.compile(trainer.model)
+            learner.amp_type = None
 
     def __call__(self, stems, draws):
         return self.images[: len(stems)]

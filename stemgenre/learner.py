@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stemgenre.compilation import Compilation
 from stemgenre.errors import UserError
 from stemgenre.inference import amp_type, autocast
 
@@ -24,6 +25,7 @@ class Learner:
         self.net = net.to(runtime.device, memory_format=torch.channels_last)
         self.frontend, self.options, self.runtime = frontend, options, runtime
         self.model = DistributedDataParallel(self.net) if runtime.world > 1 else self.net
+        self.compilation = Compilation(self.model, options.compile, runtime.device)
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained,
@@ -88,7 +90,7 @@ class Learner:
                 else self.model.no_sync()
             ):
                 with autocast(self.runtime.device, self.amp_type):
-                    logits = self.model(images)
+                    logits = self.compilation(images)
                 piece_loss = nn.functional.cross_entropy(
                     logits.float(), targets[start:end], reduction="sum"
                 )

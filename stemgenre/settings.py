@@ -104,6 +104,7 @@ class TrainSettings:
     gradient_clip: float = knob(1.0, above=0)
     patience: int = knob(10, low=1, high=100000)
     use_amp: bool = knob(True)
+    compile: bool | str = knob("auto", words=("auto",))
     resume_from_checkpoint: bool = knob(False)
     load_optimizer_state: bool = knob(True)
     load_scheduler_state: bool = knob(True)

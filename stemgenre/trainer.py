@@ -165,6 +165,10 @@ class Trainer:
             "seconds": sums["seconds"] + time.monotonic() - started,
         }
         self.learner.scheduler.step()
+        (milliseconds,) = runtime.maximum(round(1000 * sums["seconds"]))  # one for all ranks
+        self.learner.compilation.after_epoch(
+            milliseconds / 1000, left=self.settings.train.epochs - progress.epoch - 1
+        )
         progress.history.append(row)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         better = progress.is_better(row["valid_accuracy"], row["valid_loss"])
