@@ -97,7 +97,7 @@ def _genres(overview):
         axes.set_xlabel("training clips")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
-    yield picture(draw, alt="training clips of each genre", height=1 + 0.32 * len(genres))
+    yield _wide(draw, alt="training clips of each genre", height=1 + 0.32 * len(genres))
     shown = genres.rename(
         columns={
             "label_id": "label id",
@@ -135,7 +135,7 @@ def _files(overview):
             axes.set(title=title, xlabel=unit)
         axes.legend()
 
-    yield picture(draw, alt="durations, loudness and peaks", height=2.8)
+    yield _wide(draw, alt="durations, loudness and peaks", height=2.8)
     kinds = clips.groupby(["split", "codec", "sample_rate", "channels"], as_index=False).size()
     kinds = kinds.astype({"sample_rate": int, "channels": int})
     yield table(kinds.rename(columns={"sample_rate": "Hz", "size": "clips"}))
@@ -175,16 +175,21 @@ def _examples(overview, views, features):
             continue
         parts = [
             tag("h3", genre, " ", tag("span", row["file_name"], class_="soft")),
-            picture(_waveform(wave, rate), alt=f"waveform of {row['file_name']}", height=1.3),
+            player(wave, rate, label="mix", seconds=PLAYED),
+            _wide(_waveform(wave, rate), alt=f"waveform of {row['file_name']}", height=1.3),
         ]
-        players = [player(wave, rate, label="mix", seconds=PLAYED)]
         if stems is not None:
-            parts.append(picture(_channels_of(image), alt=f"image of {genre}", height=2.7))
-            players += [
+            players = [
                 player(stem.float().numpy(), features.sr, label=label, seconds=PLAYED)
                 for label, stem in zip(STEMS, stems, strict=True)
             ]
-        yield tag("div", *parts, cards(*players), class_="card")
+            parts += [_wide(_image(image), alt=f"image of {genre}", height=3), cards(*players)]
+        yield tag("div", *parts, class_="card")
+
+
+def _wide(draw, *, alt, height):
+    """A picture as wide as a card."""
+    return picture(draw, alt=alt, width=10.6, height=height)
 
 
 def _channels(views):
@@ -210,7 +215,7 @@ def _waveform(wave, rate):
     return draw
 
 
-def _channels_of(image):
+def _image(image):
     """Draws an image's (4, S, S) channels side by side, on one scale."""
 
     def draw(figure):
@@ -219,6 +224,7 @@ def _channels_of(image):
         for axes, stem, channel in zip(all_axes, STEMS, image.numpy(), strict=True):
             shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)
             axes.set(title=stem, xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
         figure.colorbar(shown, ax=all_axes, label="deviations", shrink=0.8)
 
     return draw
@@ -235,7 +241,8 @@ def _means(views):
     for genre, image in views.means.items():
         count = int(views.energy.set_index("genre")["clips"][genre])
         heading = tag("h3", genre, " ", tag("span", f"{count} clips", class_="soft"))
-        yield tag("div", heading, picture(_channels_of(image), alt=f"mean of {genre}", height=2.7))
+        mean = _wide(_image(image), alt=f"mean of {genre}", height=3)
+        yield tag("div", heading, mean)
 
 
 def _energy(views):
@@ -255,7 +262,7 @@ def _energy(views):
         axes.set(xlim=(0, 1), xlabel="mean share of the energy")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
-    yield picture(draw, alt="energy of the stems by genre", height=1 + 0.32 * len(energy))
+    yield _wide(draw, alt="energy of the stems by genre", height=1 + 0.32 * len(energy))
     yield table(energy, formats=dict.fromkeys(STEMS, "{:.0%}"))
 
 
