@@ -17,7 +17,8 @@ from stemgenre.prefetch import map_ahead
 
 FEWEST_SECONDS = 5.0  # that two clips must share; of clips shorter than 10 s, half the shorter one
 WORTH_A_LOOK = 0.4  # correlation of two prints from which on the waves are compared
-SAME = 0.85  # similarity from which on two clips are the same recording (see README, measured)
+SAME = 0.85  # similarity from which on clips are one recording: cuts of real music by way of mp3
+# at 32 to 128 kbit/s had 0.97 and more, melodies below one drum machine 6 dB louder 0.6, 18 dB 0.8
 OFFSETS = 3  # of a pair that are tried: a loop agrees with itself at several
 FLOOR = 0.01  # of a print's mean square; less is a held tone or silence, which prove nothing
 ROWS = 16  # clips compared with all others at once
@@ -48,7 +49,9 @@ def find_copies(prints, wave_of, *, threads=1, stopped=lambda: False):
 
     confirmed = map_ahead(confirm, candidates, threads=threads, depth=4 * threads)
     pairs = []
-    for _, future in tqdm(confirmed, total=len(candidates), desc="confirming", unit="pair"):
+    for _, future in tqdm(
+        confirmed, total=len(candidates), desc="confirming", unit="pair", disable=not candidates
+    ):
         if future.result()[-1] >= SAME:
             pairs.append(future.result())
         if stopped():

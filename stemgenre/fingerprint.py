@@ -29,7 +29,10 @@ def fingerprint(wave):
     """(BANDS - 1, frames) float16 of a mono wave at RATE: log-mel, differences in time and pitch.
 
     Taking differences leaves out gain and equalisation (compare Haitsma and Kalker, ISMIR 2002).
+    A wave shorter than WINDOW has no frames.
     """
+    if len(wave) < WINDOW:
+        return np.zeros((BANDS - 1, 0), dtype=np.float16)
     mel = librosa.feature.melspectrogram(
         y=wave, sr=RATE, n_fft=WINDOW, hop_length=HOP, n_mels=BANDS, fmin=60, fmax=1900, power=1
     )

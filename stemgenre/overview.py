@@ -19,6 +19,7 @@ CLIPPED = 1e-4  # share of samples at full scale from which on it can be heard
 DC = 0.01  # of full scale, -40 dB
 SILENT = 0.2  # share of a clip
 QUIET = -40.0  # LUFS
+MOST_LINES = 20  # of one kind in the terminal
 MOST = 0.5  # what more than half of the clips share is what the others differ from
 
 
@@ -227,8 +228,7 @@ def log_summary(overview):
     noted = (clips["notes"] != "") & (clips["error"] == "")
     if noted.any():
         log.info("%d clips are unusual, see the notes in clips.csv", noted.sum())
-    for row in overview.unreadable.itertuples():
-        log.warning("%s", row.error)
+    _warn_of_each("unreadable.csv", [row.error for row in overview.unreadable.itertuples()])
     if overview.unnamed:
         log.warning(
             "no master names %d audio files, for example %s",
@@ -238,14 +238,14 @@ def log_summary(overview):
     log.info("copies and overlapping cuts: %d pairs", len(overview.copies))
     for where, count in overview.copies["where"].value_counts().items():
         log.info("    %s: %d pairs", where, count)
-    for row in overview.contradictions.itertuples():
-        log.warning(
-            "one recording, two labels: %s is %s, %s is %s",
-            row.first,
-            row.first_label,
-            row.second,
-            row.second_label,
-        )
+    _warn_of_each(
+        "copies.csv",
+        [
+            f"one recording, two labels: {row.first} is {row.first_label}, "
+            f"{row.second} is {row.second_label}"
+            for row in overview.contradictions.itertuples()
+        ],
+    )
     if len(overview.leaks):
         log.warning(
             "%d test clips share their recording with a training clip",
@@ -253,3 +253,10 @@ def log_summary(overview):
         )
     if (overview.copies["where"] == "within train").any():
         log.info("SPLIT_BY_GROUP=True keeps each recording on one side of the validation split")
+
+
+def _warn_of_each(file, lines):
+    for line in lines[:MOST_LINES]:
+        log.warning("%s", line)
+    if len(lines) > MOST_LINES:
+        log.warning("... and %d more, see %s", len(lines) - MOST_LINES, file)

@@ -7,7 +7,6 @@ An entry of EDA_DIR/measured is an .npz: `meta` (json) with the measures and wha
 import contextlib
 import json
 import logging
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from stemgenre import audio
-from stemgenre.errors import UserError
+from stemgenre.cache import UNREADABLE
+from stemgenre.errors import UserError, first_line
 from stemgenre.files import replacing
 from stemgenre.fingerprint import RATE, fingerprint
 from stemgenre.loudness import integrated_loudness
@@ -54,10 +54,13 @@ class Survey:
     def measures(self, clip, source):
         """The measures of a clip, {name: value}: from its entry, or from the file `source`.
 
-        Raises UserError if the file cannot be decoded.
+        Of a file that cannot be decoded, only the reason: {"error": text}.
         """
         if (measures := self._kept(clip, source)) is None:
-            wave, rate = audio.decode(source)
+            try:
+                wave, rate = audio.decode(source)
+            except UserError as error:
+                return {"error": str(error)}
             measures = measure(wave, rate, codec=_codec(source))
             mono = wave.mean(axis=0)[: round(self.seconds * rate)]
             mono = audio.resample(mono, from_rate=rate, to_rate=RATE)
@@ -73,17 +76,24 @@ class Survey:
         return measures
 
     def fingerprint(self, clip):
-        """A measured clip's print, (bands, frames) float16."""
-        with np.load(self.path(clip)) as entry:
-            return entry["fingerprint"]
+        """A measured clip's print, (bands, frames) float16. Raises UserError if it is damaged."""
+        return self._read(clip, "fingerprint")
 
     def wave(self, clip):
-        """A measured clip in mono at RATE, float32, its peak at 1."""
-        with np.load(self.path(clip)) as entry:
-            return entry["wave"].astype(np.float32) / 32767
+        """A measured clip in mono at RATE, float32, its peak at 1. UserError if it is damaged."""
+        return self._read(clip, "wave").astype(np.float32) / 32767
+
+    def _read(self, clip, name):
+        try:
+            with np.load(self.path(clip)) as entry:
+                return entry[name]
+        except UNREADABLE as error:
+            raise UserError(
+                f"{self.path(clip)} cannot be read ({first_line(error)}); delete it and run again"
+            ) from None
 
     def _kept(self, clip, source):
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with contextlib.suppress(*UNREADABLE):
             with np.load(self.path(clip)) as entry:
                 meta = json.loads(str(entry["meta"]))
                 whole = {"fingerprint", "wave"} <= set(entry.files)
@@ -110,12 +120,7 @@ def survey_clips(clips, survey, *, threads, stopped=lambda: False):
     """
 
     def measured(row):
-        try:
-            return survey.measures(row.clip, row.path) | {"error": ""}
-        except UserError as error:
-            if not Path(row.path).is_file() or "written" in str(error):
-                raise
-            return {"error": str(error)}
+        return {"error": ""} | survey.measures(row.clip, row.path)
 
     rows = []
     ahead = map_ahead(measured, clips.itertuples(), threads=threads, depth=4 * threads)
@@ -125,7 +130,8 @@ def survey_clips(clips, survey, *, threads, stopped=lambda: False):
             if stopped():
                 break
     found = pd.DataFrame(rows, columns=[*MEASURES, "error"], index=clips.index[: len(rows)])
-    return clips.iloc[: len(rows)].join(found)
+    numbers = dict.fromkeys((name for name in MEASURES if name != "codec"), float)
+    return clips.iloc[: len(rows)].join(found.astype(numbers))
 
 
 def measure(wave, rate, *, codec):

@@ -94,9 +94,9 @@ def test_two_songs_of_one_drum_machine_at_one_tempo_are_two(drums):
 def test_songs_of_one_band_are_told_apart(monkeypatch):
     monkeypatch.setattr(copies, "WORTH_A_LOOK", 0.15)  # compare the waves of many
     waves = [
-        heard(render(genre, seed=seed, seconds=12.0, sr=SR).sum(axis=0))
+        heard(render(genre, seed=seed, seconds=8.0, sr=SR).sum(axis=0))
         for genre in GENRES
-        for seed in range(3)
+        for seed in range(2)
     ]
     assert not len(pairs_of(waves))
 
@@ -121,12 +121,12 @@ def test_nothing_and_one_clip_have_no_pairs(song):
     assert not len(pairs_of([heard(song)]))
 
 
-def test_many_clips_of_different_lengths_are_all_compared(song):
+def test_many_clips_of_different_lengths_are_all_compared():
     """More than go through at once, and each finds its partner at its place."""
     rng = np.random.default_rng(1)
     waves, truth = [], []
     for seed in range(copies.ROWS + 4):
-        whole = heard(render("jazz", seed=seed, seconds=14.0, sr=SR).sum(axis=0))
+        whole = rng.normal(0, 0.1, 14 * RATE).astype(np.float32)
         late = int(rng.integers(0, 3 * RATE))
         waves += [whole[: len(whole) - seed * 700], whole[late:]]
         truth.append((2 * seed, 2 * seed + 1, late / RATE))
@@ -162,9 +162,8 @@ def cuts(music):
 
 def test_real_recordings_pair_when_they_overlap_and_with_no_other(cuts):
     waves, truth = cuts
-    found = {
-        (row.first, row.second): row.offset_seconds for row in pairs_of(waves, threads=2).itertuples()
-    }
+    pairs = pairs_of(waves, threads=2)
+    found = {(row.first, row.second): row.offset_seconds for row in pairs.itertuples()}
     assert all(truth["source"][one] == truth["source"][two] for one, two in found)
     must = 0
     for one in range(len(truth)):
