@@ -73,6 +73,7 @@ def look(settings, run, *, make_demo=False):
         overview.readable("train"),
         cache,
         features,
+        labels=competition.label_names,
         device=run.device,
         seed=settings.machine.seed,
         threads=threads,

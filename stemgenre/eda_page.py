@@ -132,7 +132,7 @@ def _files(overview):
                 for split in ("train", "test")
             ]
             axes.hist(values, bins=20, stacked=True, label=("train", "test"))
-            axes.set(title=title, xlabel=unit)
+            axes.set(title=title, xlabel=unit, ylabel="clips")
         axes.legend()
 
     yield _wide(draw, alt="durations, loudness and peaks", height=2.8)
@@ -183,7 +183,10 @@ def _examples(overview, views, features):
                 player(stem.float().numpy(), features.sr, label=label, seconds=PLAYED)
                 for label, stem in zip(STEMS, stems, strict=True)
             ]
-            parts += [_wide(_image(image), alt=f"image of {genre}", height=3), cards(*players)]
+            parts += [
+                _wide(_image(image, _limits([image])), alt=f"image of {genre}", height=3),
+                cards(*players),
+            ]
         yield tag("div", *parts, class_="card")
 
 
@@ -215,12 +218,17 @@ def _waveform(wave, rate):
     return draw
 
 
-def _image(image):
-    """Draws an image's (4, S, S) channels side by side, on one scale."""
+def _limits(images):
+    """The values between which the colours of some images (4, S, S) lie."""
+    return np.quantile(np.stack([image.numpy() for image in images]), [0.01, 0.995])
+
+
+def _image(image, limits):
+    """Draws an image's (4, S, S) channels side by side, with colours between two values."""
 
     def draw(figure):
         all_axes = figure.subplots(1, len(STEMS), sharey=True)
-        low, high = np.quantile(image.numpy(), [0.01, 0.995])
+        low, high = limits
         for axes, stem, channel in zip(all_axes, STEMS, image.numpy(), strict=True):
             shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)
             axes.set(title=stem, xticks=[], yticks=[])
@@ -236,12 +244,14 @@ def _means(views):
         return
     yield tag(
         "p",
-        "The mean of the images of each genre: time from left to right, pitch from bottom to top.",
+        "The mean of the images of each genre: time from left to right, pitch from bottom to top."
+        " The colours of all are on one scale.",
     )
+    limits = _limits(views.means.values())
     for genre, image in views.means.items():
         count = int(views.energy.set_index("genre")["clips"][genre])
         heading = tag("h3", genre, " ", tag("span", f"{count} clips", class_="soft"))
-        mean = _wide(_image(image), alt=f"mean of {genre}", height=3)
+        mean = _wide(_image(image, limits), alt=f"mean of {genre}", height=3)
         yield tag("div", heading, mean)
 
 
