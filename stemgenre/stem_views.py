@@ -38,9 +38,11 @@ class StemViews:
 def view_stems(clips, cache, features, *, labels, device, seed, threads, stopped):
     """The StemViews of a sample of the training clips (columns clip, path, label), or None.
 
-    `labels`: the genres in their order. None without separated clips, or once `stopped()`. The cache is read and left as it is.
+    `labels`: the genres in their order. None without separated clips, or once `stopped()`. The
+    cache is read and left as it is.
     """
-    sample = _sample(clips, cache, seed).sort_values("label", key=lambda c: c.map(labels.index))
+    sample = _sample(clips, cache, seed)
+    sample = sample.sort_values("label", key=lambda c: c.map(labels.index), kind="stable")
     frontend, statistics = FrontEnd(features, device=device), DecibelStatistics()
     shares = {}
     for row, stems in _stems(sample, cache, threads, "stems"):
