@@ -84,7 +84,8 @@ def machine(seed, *, drums, seconds=24):
 
 
 @pytest.mark.parametrize("drums", [0.5, 2.0])
-def test_two_songs_of_one_drum_machine_at_one_tempo_are_two(drums):
+def test_two_songs_of_one_drum_machine_at_one_tempo_are_two(drums, monkeypatch):
+    monkeypatch.setattr(copies, "WORTH_A_LOOK", 0.1)  # the waves have to tell
     waves = [machine(seed, drums=drums) for seed in range(4)]
     assert not len(pairs_of(waves))
     alike, _ = similarity(waves[0], waves[1], 0.0)  # even where the beats are laid on each other

@@ -55,9 +55,9 @@ def test_two_recordings_of_a_genre_are_enough_and_the_smaller_one_is_held_out():
 
 
 def test_a_recording_with_two_labels_leaves_both_genres_something():
-    groups = [0, 1, 2, 0, 4, 5]  # the first clip of each genre is the same recording
+    groups = [0, 1, 0, 2]  # the first clip of each genre is the same recording
     for seed in range(20):
-        train, valid = split([0, 0, 0, 1, 1, 1], groups, seed=seed)
+        train, valid = split([0, 0, 1, 1], groups, seed=seed)
         assert set(train["target"]) == set(valid["target"]) == {0, 1}
 
 
