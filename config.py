@@ -37,8 +37,9 @@ N_FFT = 2048  # samples, 93 ms: separates semitones from 180 Hz up
 HOP_LENGTH = 512  # samples, 23 ms: four frames per sixteenth note at 160 bpm
 N_MELS = 128  # mel bands from 0 Hz to SR / 2
 TOP_DB = 80.0  # dB, floor below the reference
-DB_REFERENCE = "clip"  # 0 dB is the loudest cell of all four stems; "stem": of each stem by itself
-NUM_CHANNELS = 4  # image channels: vocals, drums, bass, other
+CHANNELS = "vocals,drums,bass,other"  # stems that are seen, in this order; "mix": only their sum
+DB_REFERENCE = "clip"  # 0 dB is the loudest cell of all CHANNELS; "stem": of each by itself
+NUM_CHANNELS = 4  # of the image, which repeats the CHANNELS in turn if they are fewer
 IMG_SIZE = 600  # pixels, square; the network's cost grows with its square
 
 # Augmentation of training clips; each is drawn on its own, one draw for the four stems together

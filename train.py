@@ -25,9 +25,10 @@ from stemgenre.groups import groups_to_keep
 from stemgenre.inference import load_best, measure_channels, predict
 from stemgenre.metadata import load_competition
 from stemgenre.model import build_model
+from stemgenre.report import Report
 from stemgenre.settings import load_settings
 from stemgenre.stems import separate_missing
-from stemgenre.submission import Summary, write_submission
+from stemgenre.submission import Summary, write_probabilities, write_submission
 from stemgenre.trainer import Trainer, check_batch_size
 
 
@@ -53,7 +54,7 @@ def run_competition(settings, run, *, make_demo=False):
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
     )
-    remove_leftovers(paths.output(""), cache.folder)
+    remove_leftovers(paths.output(""), paths.output("report"), cache.folder)
     if make_demo:
         demo.prepare(paths.data_dir, cache, features, run)
 
@@ -93,17 +94,24 @@ def run_competition(settings, run, *, make_demo=False):
     trainer = Trainer(model, frontend, reader, train, valid, settings, run, identity)
     if saved:
         trainer.restore(saved)
+    report = Report(settings, clips, train, valid, run)
+    report.begin(trainer.progress)
     with summary.stage("training"):
-        progress = trainer.fit()
+        progress = trainer.fit(after_epoch=report.update)
 
     with summary.stage("prediction"):
         best = load_best(paths.output(paths.best_model_file), run.device)
-        logits = predict(best.model, best.frontend, reader, clips.test, settings.train, run)
+        valid_logits, logits = (
+            predict(best.model, best.frontend, reader, part, settings.train, run)
+            for part in (valid, clips.test)
+        )
     if run.is_main:
         write_submission(paths.output(paths.submit_file), clips, logits.argmax(1).tolist())
+        write_probabilities(paths.output(""), clips, valid, valid_logits, logits)
         summary.write(
             paths.output("summary.json"), progress, clips, logits, train=train, valid=valid
         )
+        report.finish(progress, best, reader, valid_logits, logits)
 
 
 if __name__ == "__main__":

@@ -66,12 +66,12 @@ def step_seconds(options):
     sys.path.insert(0, str(ROOT))
     import torch
 
+    from stemgenre.malloc import keep_freed_memory
     from stemgenre.model import build_model
-    from stemgenre.runtime import keep_freed_memory
     from stemgenre.settings import ModelSettings
 
     if options.keep:
-        keep_freed_memory(torch.device("cpu"))
+        keep_freed_memory()
     net = build_model(ModelSettings(pretrained=False), num_classes=10, seed=0)
     net = net.to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]

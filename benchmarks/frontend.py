@@ -22,7 +22,7 @@ import librosa
 import numpy as np
 import torch
 
-from stemgenre import runtime
+from stemgenre import malloc, runtime
 from stemgenre.augmentation import PLAIN, Draw
 from stemgenre.band import GENRES, render
 from stemgenre.frontend import FrontEnd
@@ -41,7 +41,8 @@ def main():
     if options.quick:
         options.clips, options.seconds = 5, 10.0
     device = runtime.pick_device(options.device)
-    runtime.keep_freed_memory(device)
+    if device.type == "cpu":
+        malloc.keep_freed_memory()  # as runtime.start() does
     features = FeatureSettings(clip_seconds=options.seconds)
     front_end = FrontEnd(features, device=device)
     rng = np.random.default_rng(0)

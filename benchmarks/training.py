@@ -1,6 +1,7 @@
 """An epoch of training: the plain recipe against this one, and the network's own rate.
 
     python benchmarks/training.py [--clips 48] [--size 300] [--rounds 3] [--device cpu] [--quick]
+    python benchmarks/training.py --measures [...]
 
 The plain recipe is what most pipelines do: librosa's time stretch, pitch shift and mel spectrogram
 per stem in a torch DataLoader's workers, float32 images in NCHW through the same network with the
@@ -9,6 +10,9 @@ Trainer as train.py runs it. `network_clips_per_second` is that of the same step
 random images of the same shape. The three run in turn, several times, on the same stems and with
 the same draws. `front_end_share` is what of an epoch is not the network. The last line is one JSON
 object.
+
+With --measures, the network's own steps are timed with each of its measures undone in turn, and
+compiled: `ratio` is that way's time over the time as it is, so above 1 the measure pays.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does
@@ -54,6 +59,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="24 clips, 2 rounds, batches of 8")
+    parser.add_argument("--measures", action="store_true", help="each measure's own effect")
     options = parser.parse_args()
     if options.quick:
         options.clips, options.rounds, options.batch = 24, 2, 8
@@ -62,7 +68,12 @@ def main():
         knobs += [f"IMG_SIZE={options.size}", f"BATCH_SIZE={options.batch}"]
         settings = load_settings(config, knobs)
         with runtime.start(settings.machine) as run:
-            print(json.dumps(compare(settings, run, Path(folder), options)))
+            result = (
+                measures(settings, run, options)
+                if options.measures
+                else compare(settings, run, Path(folder), options)
+            )
+            print(json.dumps(result))
 
 
 def compare(settings, run, folder, options):
@@ -74,16 +85,7 @@ def compare(settings, run, folder, options):
         "ours": OurRecipe(clips, cache, settings, run),
         "network": NetworkOnly(clips, settings, run),
     }
-    seconds = {name: [] for name in ways}
-    for number in range(options.rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way.epoch(number)
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms everything up
-                seconds[name].append(time.perf_counter() - started)
-                print(f"round {number}: {name} {seconds[name][-1]:.2f} s")
+    seconds = time_epochs(ways, run, options.rounds)
     ratios = [a / b for a, b in zip(seconds["plain"], seconds["ours"], strict=True)]
     ours, network = (statistics.median(seconds[name]) for name in ("ours", "network"))
     result = {
@@ -101,6 +103,48 @@ def compare(settings, run, folder, options):
     if run.device.type == "cuda":
         result["peak_device_gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return result
+
+
+def time_epochs(ways, run, rounds):
+    """{name: seconds of an epoch, one per round} of ways that take turns."""
+    seconds = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way.epoch(number)
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - started
+            print(f"round {number}: {name} {taken:.2f} s", flush=True)
+            if number:  # the first round warms everything up, and compiles
+                seconds[name].append(taken)
+    return seconds
+
+
+def measures(settings, run, options):
+    """What each measure does to the network's own rate, and torch.compile would do to it."""
+    clips = pd.DataFrame({"target": [i % len(GENRES) for i in range(options.clips)]})
+    clips["clip"] = clips.index.map("clip_{}".format)
+    ways = {"as it is": NetworkOnly(clips, settings, run)}
+    for measure in ("channels last", "frozen without activations", "fused optimiser", "autocast"):
+        ways[f"no {measure}"] = NetworkOnly(clips, settings, run, without=measure)
+    if run.device.type != "cuda":
+        del ways["no autocast"]  # there is none
+    ways["compiled"] = NetworkOnly(clips, settings, run, compiled=True)
+    seconds = time_epochs(ways, run, options.rounds)
+    ratios = {
+        name: [a / b for a, b in zip(seconds[name], seconds["as it is"], strict=True)]
+        for name in ways
+        if name != "as it is"
+    }
+    return {
+        "ratio": {name: round(statistics.median(found), 3) for name, found in ratios.items()},
+        "ratio_min": {name: round(min(found), 3) for name, found in ratios.items()},
+        "ratio_max": {name: round(max(found), 3) for name, found in ratios.items()},
+        "size": options.size,
+        "batch": options.batch,
+        "device": str(run.device),
+    }
 
 
 def make_clips(cache, folder, count, features):
@@ -141,14 +185,25 @@ class OurRecipe:
 
 
 class NetworkOnly:
-    """The same optimiser steps as OurRecipe's, on ready-made images."""
+    """The same optimiser steps as OurRecipe's, on ready-made images; `without` undoes a measure."""
 
-    def __init__(self, clips, settings, run):
+    def __init__(self, clips, settings, run, *, without=None, compiled=False):
         self.clips, self.settings, self.run = clips, settings, run
         net = build_model(settings.model, num_classes=len(GENRES), seed=0)
-        self.trainer = Trainer(net, self, None, clips, clips, settings, run, identity={})
+        self.trainer = trainer = Trainer(net, self, None, clips, clips, settings, run, identity={})
         shape = (settings.train.batch_size, 4, *[settings.features.img_size] * 2)
         self.images = torch.randn(shape, device=run.device)
+        if without == "channels last":
+            trainer.net.to(memory_format=torch.contiguous_format)
+            trainer.net.register_forward_pre_hook(lambda net, images: images[0].contiguous())
+        elif without == "frozen without activations":
+            trainer.net.forward = types.MethodType(forward_keeping_activations, trainer.net)
+        elif without == "fused optimiser":
+            trainer.optimizer.param_groups[0]["fused"] = None
+        elif without == "autocast":
+            trainer.amp_type = None
+        if compiled:
+            trainer.model = torch.compile(trainer.model)
 
     def __call__(self, stems, draws):
         return self.images[: len(stems)]
@@ -161,6 +216,13 @@ class NetworkOnly:
             *results, _ = self.trainer._step(batch, [None] * len(batch), len(batch))
             total += torch.stack(results)
         total.tolist()
+
+
+def forward_keeping_activations(net, images):
+    """GenreNet.forward with gradients through the frozen stages too, as without no_grad."""
+    for parameter in net.parameters():
+        parameter.requires_grad_()
+    return net.classifier(net.avgpool(net.features(images)).flatten(1))
 
 
 class PlainRecipe:

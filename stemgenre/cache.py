@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stemgenre.errors import UserError
+from stemgenre.errors import ClipError, UserError
 from stemgenre.files import replacing, sha256
+from stemgenre.settings import STEMS
 
-STEMS = ("vocals", "drums", "bass", "other")
 FORMAT = 1
 UNREADABLE = (  # what zipfile and NumPy raise on a file that is not a whole entry
     OSError,
@@ -45,7 +45,7 @@ MOST_PACKED = 1032  # bytes that deflate can make of one
 LONGEST = 4 * 3600 * 48000  # samples a stem may have: no header makes us take memory beyond it
 
 
-class CacheError(UserError):
+class CacheError(ClipError):
     """An entry that cannot be trusted."""
 
 
@@ -65,7 +65,7 @@ class StemCache:
         """Whether the clip's entry is there and was made from the file `source` as it is now.
 
         Reads no audio: names, sizes and meta only. A file that was touched but not changed is
-        recognised by its hash. Raises UserError if `source` is not there any more.
+        recognised by its hash. Raises ClipError if `source` is not there any more.
         """
         try:
             with zipfile.ZipFile(self.path(clip)) as archive:
@@ -127,7 +127,8 @@ class StemCache:
     def write(self, clip, stems, source):
         """Stores stems (4, samples), made from the audio file `source`.
 
-        Raises UserError if they cannot be stored or `source` is not there any more.
+        Raises ClipError if they are no numbers or `source` is not there any more, UserError if
+        nothing can be stored there.
         """
         with _reading(source):
             status, digest = Path(source).stat(), sha256(source)
@@ -149,11 +150,11 @@ class StemCache:
 
 @contextlib.contextmanager
 def _reading(source):
-    """UserError instead of OSError if an audio file is gone or cannot be read."""
+    """ClipError instead of OSError if an audio file is gone or cannot be read."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{source} cannot be read any more: {error.strerror}") from None
+        raise ClipError(f"{source} cannot be read any more: {error.strerror}") from None
 
 
 def _read_meta(archive):

@@ -12,6 +12,7 @@ import torch
 
 from stemgenre.errors import UserError, first_line
 from stemgenre.files import replacing
+from stemgenre.settings import KNOBS
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ def check_identity(path, saved, current):
     """Raises UserError with the list of what differs between a checkpoint and this run."""
     lines = []
     for name in {**current, **saved}:
-        was, now = saved.get(name), current.get(name)
+        unsaved = KNOBS[name].default if name in KNOBS else None  # of a knob that is newer
+        was, now = saved.get(name, unsaved), current.get(name)
         if was != now:
             if isinstance(was, list | dict) or isinstance(now, list | dict):
                 was, now = f"{len(was or ())} of them", f"{len(now or ())}, not the same"

@@ -85,7 +85,7 @@ class _Window:
 
 @dataclass
 class _Heard:
-    """A window that went through the network: probabilities (classes,) and its loudest sample."""
+    """A window that went through the network: probabilities (classes,), loudest sample it saw."""
 
     start: float  # s
     end: float
@@ -270,8 +270,8 @@ class Classifier:
                 logits = self.net(images.to(memory_format=torch.channels_last))
             probabilities = logits.float().softmax(1).cpu()
             return [
-                _Heard(window.start, window.end, row, window.stems.abs().max().item())
-                for window, row in zip(windows, probabilities, strict=True)
+                _Heard(one.start, one.end, row, self.frontend.signals(one.stems).abs().max().item())
+                for one, row in zip(windows, probabilities, strict=True)
             ]
         except torch.OutOfMemoryError:
             if len(windows) == 1:

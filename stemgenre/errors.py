@@ -1,10 +1,14 @@
-"""The two ways a run ends early that are not our mistake."""
+"""The ways a run ends early that are not our mistake."""
 
 import signal
 
 
 class UserError(Exception):
     """Something the user can fix. Shown as one line, no traceback; exits with 2."""
+
+
+class ClipError(UserError):
+    """What is wrong with one clip; a run over many goes on and names it at the end."""
 
 
 class Interrupted(Exception):

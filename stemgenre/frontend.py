@@ -11,6 +11,7 @@ import librosa
 import torch
 
 from stemgenre.augmentation import PLAIN
+from stemgenre.settings import STEMS
 
 
 class FrontEnd:
@@ -77,9 +78,9 @@ class FrontEnd:
         features = self.features
         hop_length = round(features.hop_length * one.rate)
         samples = round(self.clip_samples * hop_length / features.hop_length)
-        stems = stems[:, :samples].to(self.device, torch.float32)
-        stems = shift_wave(stems, round(one.shift_seconds * features.sr))
-        stems = add_noise(stems, sigma=one.noise_sigma, seed=one.noise_seed)
+        signals = self.signals(stems[:, :samples]).to(self.device, torch.float32)  # (C, samples)
+        signals = shift_wave(signals, round(one.shift_seconds * features.sr))
+        signals = add_noise(signals, sigma=one.noise_sigma, seed=one.noise_seed)
         filters = (
             self.filters
             if one.semitones == 0
@@ -87,10 +88,17 @@ class FrontEnd:
                 self.edges, sr=features.sr, n_fft=features.n_fft, semitones=one.semitones
             ).to(self.device)
         )
-        mel = mel_power(stems, filters=filters, window=self.window, hop_length=hop_length)
-        return power_to_db(mel, reference=features.db_reference, top_db=features.top_db)[
-            ..., : self.frames
-        ]
+        mel = mel_power(signals, filters=filters, window=self.window, hop_length=hop_length)
+        decibels = power_to_db(mel, reference=features.db_reference, top_db=features.top_db)
+        repeats = -(-features.num_channels // len(decibels))
+        return decibels.repeat(repeats, 1, 1)[: features.num_channels, :, : self.frames]
+
+    def signals(self, stems):
+        """The waves (C, samples) that CHANNELS names, of stems (4, samples), on their device."""
+        if self.features.channels == "mix":
+            return stems.sum(0, keepdim=True, dtype=torch.float32)
+        names = self.features.channels.split(",")
+        return torch.stack([stems[STEMS.index(name)] for name in names])
 
 
 def mel_filters(edges, *, sr, n_fft, semitones=0.0):

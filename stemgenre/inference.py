@@ -33,7 +33,9 @@ def load_best(path, device):
         if unknown := saved["features"].keys() - vars(features):
             raise ValueError(f"it has the unknown feature {min(unknown)}")
         if torch.tensor(saved["channels"]).shape != (2, 4):
-            raise ValueError("its channel statistics are not a mean and a deviation of four stems")
+            raise ValueError(
+                "its channel statistics are not a mean and a deviation of four channels"
+            )
         classes = len(saved["weights"]["classifier.4.bias"])
         if not len(saved["label_ids"]) == len(saved["label_names"]) == classes:
             raise ValueError(f"it has {classes} outputs for {len(saved['label_ids'])} genres")
@@ -93,7 +95,7 @@ def predict(net, frontend, reader, clips, options, runtime):
     are no numbers, which would still make a prediction.
     """
     if not len(clips):
-        return torch.empty(0, 0)
+        return torch.empty(0, net.classifier[-1].out_features)
     net.eval()
     kind = amp_type(runtime.device, options.use_amp)
     mine = np.arange(len(clips))[runtime.rank :: runtime.world]

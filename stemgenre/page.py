@@ -10,9 +10,13 @@ import io
 import re
 import warnings
 
+import matplotlib
 import numpy as np
 import soundfile
-import soxr
+from cycler import cycler
+from matplotlib.figure import Figure
+
+from stemgenre.audio import resample
 
 PLAYER_SECONDS = 10.0  # s of a player at most: 80 kB of mp3 at 22.05 kHz
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
@@ -26,7 +30,7 @@ STYLE = """
         --card: #f6f7f9; --mark: #1d5fd1; }
 @media (prefers-color-scheme: dark) {
   :root { --back: #14161a; --ink: #e4e6ea; --soft: #9aa1ad; --line: #343942; --card: #1d2026;
-          --mark: #7fb0ff; } }
+          --mark: #6ea0f5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 1rem 1rem 4rem; background: var(--back);
        color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -35,15 +39,15 @@ h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .8rem;
      border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 0 0 .4rem; }
 p { margin: .4rem 0; max-width: 46rem; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
-a { color: var(--mark); }
 .soft { color: var(--soft); }
 .wide { overflow-x: auto; margin: .6rem 0; }
-.cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+.cards { display: grid; gap: .8rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
         padding: .8rem; min-width: 0; margin: .6rem 0; }
 .cards > .card { margin: 0; }
-.figure { font-size: 1.5rem; font-weight: 600; }
+.large { font-size: 1.5rem; font-weight: 600; }
+.bar { display: inline-block; height: .7em; min-width: 1px; background: var(--mark);
+       border-radius: 2px; }
 table { border-collapse: collapse; font-size: .92rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; overflow-wrap: normal; }
@@ -102,9 +106,26 @@ def section(heading, *parts):
     return tag("section", tag("h2", heading), *parts)
 
 
-def cards(*parts):
-    """Parts side by side as far as there is room, each on a card."""
-    return tag("div", *(tag("div", part, class_="card") for part in parts), class_="cards")
+def cards(*parts, least="15rem"):
+    """Parts side by side, each on a card, as far as there is room: each is `least` wide or more."""
+    columns = f"grid-template-columns: repeat(auto-fill, minmax(min({least}, 100%), 1fr))"
+    inside = (tag("div", part, class_="card") for part in parts)
+    return tag("div", *inside, class_="cards", style=columns)
+
+
+def fact(value, meaning):
+    """A number of note, large, over what it means."""
+    return tag("div", tag("div", value, class_="large"), tag("div", meaning, class_="soft"))
+
+
+def note(text):
+    """A paragraph that explains, in a softer colour."""
+    return tag("p", text, class_="soft")
+
+
+def bar(share):
+    """A share from 0 to 1 as a bar of up to 8 letters' height in length."""
+    return tag("span", class_="bar", style=f"width: {8 * share:.3f}em")
 
 
 def table(frame, *, formats=None):
@@ -142,9 +163,6 @@ def picture(draw, *, alt, width=9.0, height=4.0):
     Its text and lines have the page's colour, light or dark. Texts are taken as they are, no
     formulas, in the browser's fonts: any script is shown. They must be printable().
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     stream = io.StringIO()
     with matplotlib.rc_context(_drawing_style()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has others
@@ -164,8 +182,6 @@ def picture(draw, *, alt, width=9.0, height=4.0):
 
 def _drawing_style():
     """matplotlib's settings for pictures on a light or dark page."""
-    from cycler import cycler
-
     inked = (
         "text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
         "grid.color", "patch.edgecolor", "hatch.color",
@@ -192,13 +208,12 @@ def player(wave, rate, *, label, seconds=PLAYER_SECONDS):
 
     Plays the first `seconds` at most. What is louder than full scale is turned down.
     """
-    wave = np.atleast_2d(np.asarray(wave, dtype=np.float32))[:2, : round(seconds * rate)].T
+    wave = np.atleast_2d(np.asarray(wave, dtype=np.float32))[:2, : round(seconds * rate)]
     playable = min((r for r in MP3_RATES if r >= rate), default=MP3_RATES[-1])
-    if playable != rate:
-        wave = soxr.resample(wave, rate, playable)
+    wave = resample(wave, from_rate=rate, to_rate=playable)
     wave = wave / max(1.0, float(np.abs(wave).max(initial=0.0)))
     data = io.BytesIO()
-    soundfile.write(data, wave, playable, format="MP3", subtype="MPEG_LAYER_III")
+    soundfile.write(data, wave.T, playable, format="MP3", subtype="MPEG_LAYER_III")
     sound = tag(
         "audio", controls="", preload="metadata", src=_data_uri("audio/mpeg", data.getvalue())
     )

@@ -1,7 +1,6 @@
 """What the process runs on: device, rank and world, seeds, logging, signals, exit codes."""
 
 import contextlib
-import ctypes
 import datetime
 import logging
 import os
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from stemgenre import malloc
 from stemgenre.errors import Interrupted, UserError
 
 log = logging.getLogger("stemgenre")
@@ -61,22 +61,6 @@ class Runtime:
         return Interrupted(self.stop.signal_number)
 
 
-def keep_freed_memory(device):
-    """On a CPU, lets glibc's malloc keep freed large blocks instead of giving them back each time.
-
-    The same blocks come again each step or window, and taking one again costs a page fault per
-    4 kB: a quarter of a training step (benchmarks/cpu.py). Elsewhere than on Linux with glibc:
-    nothing.
-    """
-    if device.type != "cpu":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, mmap_max = -1, -4  # malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
 class StopRequest:
     """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
 
@@ -101,7 +85,8 @@ def start(machine):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    keep_freed_memory(device)
+    if device.type == "cpu":
+        malloc.keep_freed_memory()
     if rank:
         log.setLevel(logging.WARNING)
     stop = StopRequest()

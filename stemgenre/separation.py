@@ -4,6 +4,7 @@ The only module that imports demucs, and only when a model is loaded.
 """
 
 import fractions
+import hashlib
 import logging
 import math
 import pickle
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from stemgenre import audio
+from stemgenre import audio, malloc
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.files import sha256
@@ -26,6 +27,9 @@ class Separator:
     def __init__(self, separation, *, sample_rate, device):
         self.model = load_demucs(separation.separation_model, separation.separation_repo)
         self.model.to(device).eval()
+        if device.type == "cpu":
+            for model in self.model.models:
+                _bound_memory(model)
         self.overlap = separation.separation_overlap
         self.sample_rate = sample_rate
         self.device = device
@@ -73,7 +77,11 @@ class Separator:
             return self(waves)
         order = [self.model.sources.index(stem) for stem in STEMS]
         stems = stems[:, order].float().mean(2) * std
-        stems = julius.resample_frac(stems, self.model.samplerate, self.sample_rate)
+        rates = self.model.samplerate, self.sample_rate
+        # One stem of all clips after the other: on a CPU this takes many times its output's memory.
+        stems = torch.stack([julius.resample_frac(s, *rates) for s in stems.unbind(1)], dim=1)
+        if self.device.type == "cpu":
+            malloc.give_back_freed_memory()
         ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
         return [clip[:, :end] for clip, end in zip(stems, ends, strict=True)]
 
@@ -96,6 +104,15 @@ class Separator:
         """Samples from one window of apply_model to the next."""
         segments = [m.segment for m in getattr(self.model, "models", [self.model])]
         return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))
+
+
+def _bound_memory(model):
+    """Lets `model` give back freed memory three times a window, where least of it is in use."""
+    model.register_forward_hook(malloc.give_back_freed_memory)
+    transformer = getattr(model, "crosstransformer", None)  # between encoder and decoder
+    if transformer is not None:
+        transformer.register_forward_pre_hook(malloc.give_back_freed_memory)
+        transformer.register_forward_hook(malloc.give_back_freed_memory)
 
 
 HALF_ERROR_DB = -50.0  # level of the difference to float32's stems, below those
@@ -186,11 +203,17 @@ def _download(name, file_name):
             f".safetensors that it names, "
             f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
         ) from None
-    blob = path.resolve()  # the hub's cache names large files by their SHA-256
-    if len(blob.name) == 64 and blob.name != sha256(blob):
+    blob = path.resolve()  # the hub's cache names each file by its hash
+    if blob.name not in (sha256(blob), _git_hash(blob)):
         blob.unlink()
         raise UserError(f"{file_name} was not downloaded whole and has been removed; run again")
     return path
+
+
+def _git_hash(path):
+    """The SHA-1 that git gives to a file, by which the hub knows small ones."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _load_weights(path):

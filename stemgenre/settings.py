@@ -11,9 +11,14 @@ from pathlib import Path
 
 from stemgenre.errors import UserError
 
+STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of the image
+
 
 def knob(default, **rules):
-    """A dataclass field with its default and its rules: low, high, above, choices, words."""
+    """A dataclass field with its default and its rules: low, high, above, choices, words, parts.
+
+    With parts, the value is some of them, each once, with commas between, or one of the words.
+    """
     return field(default=default, metadata=rules)
 
 
@@ -58,6 +63,7 @@ class FeatureSettings:
     hop_length: int = knob(512, low=16, high=65536)
     n_mels: int = knob(128, low=8, high=1024)
     top_db: float = knob(80.0, above=0, high=300)
+    channels: str = knob(",".join(STEMS), parts=STEMS, words=("mix",))
     db_reference: str = knob("clip", choices=("clip", "stem"))
     num_channels: int = knob(4, choices=(4,))
     img_size: int = knob(600, low=64, high=2048)
@@ -202,7 +208,10 @@ def _check(name, value):
     """`value` as the knob's type, or UserError with the knob, the value and what to write."""
     rules = KNOBS[name].metadata
     expected = _expected(KNOBS[name])
-    converted = _convert(value, KNOBS[name].type, rules.get("words", ()))
+    words = () if "parts" in rules else rules.get("words", ())
+    converted = _convert(value, KNOBS[name].type, words)
+    if "parts" in rules and converted is not _WRONG:
+        converted = ",".join(part.strip() for part in converted.split(","))
     if converted is _WRONG or not _in_range(converted, rules):
         raise UserError(f"{name}={value!r} does not fit; write {expected}")
     return converted
@@ -237,6 +246,10 @@ def _convert(value, kind, words):
 def _in_range(value, rules):
     if "choices" in rules:
         return value in rules["choices"]
+    if "parts" in rules:
+        parts = value.split(",")
+        some_once = set(parts) <= set(rules["parts"]) and len(set(parts)) == len(parts)
+        return value in rules["words"] or some_once
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -271,6 +284,8 @@ def _expected(item):
         parts.append(text)
     if str in kinds:
         parts.append(" or ".join(f'"{word}"' for word in rules.get("words", ())) or "a text")
+    if "parts" in rules:
+        parts.append(f"some of {', '.join(rules['parts'])}, with commas between")
     if types.NoneType in kinds:
         parts.append("None")
     return " or ".join(parts)

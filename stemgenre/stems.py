@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stemgenre import audio
 from stemgenre.cache import STEMS
-from stemgenre.errors import UserError
+from stemgenre.errors import ClipError, UserError
 from stemgenre.prefetch import map_ahead
 from stemgenre.runtime import worker_count
 from stemgenre.separation import Separator
@@ -111,25 +111,42 @@ def _separate(rows, cache, separator, workers, runtime):
         for number, batch in enumerate(_batches(loaded, separator)):
             if number == 0 and separator.device.type == "cuda":
                 separator.choose_precision(batch[0][1])
-            stems = separate_fitting(separator, [wave for _, wave in batch])
-            for (row, wave), clip_stems in zip(batch, stems, strict=True):
-                writes.append(writer.submit(_write, cache, row, clip_stems))
-                audio_seconds += wave.shape[-1] / separator.model.samplerate
+            clips, samples = len(batch), sum(wave.shape[-1] for _, wave in batch)
+            writes += _start_writes(batch, cache, separator, writer)
+            batch.clear()  # nor are the waves kept while the next ones are separated
             while len(writes) > 2 * separator.batch_size or (writes and writes[0].done()):
-                writes.popleft().result()
+                _finish(writes.popleft(), failures)
+            audio_seconds += samples / separator.model.samplerate
             speed = audio_seconds / (time.monotonic() - started)
             bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
-            bar.update(len(batch))
+            bar.update(clips)
             if runtime.stop.signal_number:
                 break
         for write in writes:
-            write.result()
+            _finish(write, failures)
     return failures
+
+
+def _start_writes(batch, cache, separator, writer):
+    """Separates a batch of (row, wave), and gives its stems to the writer: a future per clip."""
+    stems = separate_fitting(separator, [wave for _, wave in batch])
+    return [
+        writer.submit(_write, cache, row, clip_stems)
+        for (row, _), clip_stems in zip(batch, stems, strict=True)
+    ]
 
 
 def _write(cache, row, stems):
     """Fetches a clip's stems from the device, which meanwhile works on, and writes them."""
     cache.write(row.clip, stems.cpu().numpy(), row.path)
+
+
+def _finish(write, failures):
+    """Waits for a write. Raises UserError if none can succeed: a full disk, say."""
+    try:
+        write.result()
+    except ClipError as error:
+        failures.append(str(error))
 
 
 def _load_ahead(rows, cache, separator, workers, failures):
@@ -141,7 +158,7 @@ def _load_ahead(rows, cache, separator, workers, failures):
     def load(row):
         return None if cache.is_current(row.clip, row.path) else separator.load(row.path)
 
-    depth = separator.batch_size + workers
+    depth = max(separator.batch_size, workers)
     with contextlib.closing(map_ahead(load, rows, threads=workers, depth=depth)) as ahead:
         for row, future in ahead:
             try:

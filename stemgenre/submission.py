@@ -35,6 +35,36 @@ def write_submission(path, competition, targets):
         csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
 
 
+def write_probabilities(folder, competition, valid, valid_logits, test_logits):
+    """Writes every genre's probability of each clip: two tables below `folder`.
+
+    valid_predictions.csv has file_name, label and predicted (names of genres) before them;
+    test_probabilities.csv file_name alone, its rows those of the submission.
+    """
+    names = competition.label_names
+    answers = zip(valid_logits.argmax(1).tolist(), valid_logits.softmax(1), strict=True)
+    rows = [
+        (clip.file_name, names[clip.target], names[predicted], *_shares(shares))
+        for clip, (predicted, shares) in zip(valid.itertuples(), answers, strict=True)
+    ]
+    header = ("file_name", "label", "predicted", *names)
+    _write_table(folder / "valid_predictions.csv", header, rows)
+    shares = dict(zip(competition.test["file_name"], test_logits.softmax(1), strict=True))
+    form = competition.form
+    order = [row[form.file_column] for row in form.rows] if form else list(shares)
+    rows = [(name, *_shares(shares[name])) for name in order]
+    _write_table(folder / "test_probabilities.csv", ("file_name", *names), rows)
+
+
+def _shares(shares):
+    return [f"{share:.6f}" for share in shares.tolist()]
+
+
+def _write_table(path, header, rows):
+    with replacing(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
 class Summary:
     """Collects the seconds of each stage, and writes summary.json."""
 
@@ -51,11 +81,7 @@ class Summary:
     def write(self, path, progress, clips, logits, *, train, valid):
         """Writes what came of the run as json, and logs its last lines."""
         known = torch.tensor(clips.test["target"].to_numpy()) >= 0
-        right = (
-            logits.argmax(1) == torch.tensor(clips.test["target"].to_numpy())
-            if len(logits)
-            else known
-        )
+        right = logits.argmax(1) == torch.tensor(clips.test["target"].to_numpy())
         accuracy = right[known].float().mean().item() if known.any() else None
         summary = {
             "best_epoch": progress.best_epoch,

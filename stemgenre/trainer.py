@@ -4,54 +4,23 @@ Whatever is random in a step (augmentation, dropout, stochastic depth) is a pure
 (SEED, epoch, step): a run that is interrupted and resumed is the same run.
 """
 
-import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
 
-import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from stemgenre import checkpoint
 from stemgenre.augmentation import draw
 from stemgenre.dataset import epoch_batches
 from stemgenre.errors import Interrupted, UserError, first_line
-from stemgenre.files import replacing
-from stemgenre.inference import amp_type, autocast, predict
+from stemgenre.inference import predict
+from stemgenre.learner import Learner
+from stemgenre.progress import Progress, write_metrics
 from stemgenre.runtime import seed_of, to_device
 
 log = logging.getLogger(__name__)
-
-METRICS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "valid_loss",
-    "valid_accuracy",
-    "learning_rate",
-    "gradient_norm",
-    "seconds",
-)
-
-
-@dataclass
-class Progress:
-    """How far a run has come: what a checkpoint holds beside weights and optimiser."""
-
-    epoch: int = 0  # epochs finished
-    step: int = 0  # optimiser steps done in the epoch in hand
-    sums: dict = field(default_factory=dict)  # of that epoch: loss, correct, gradient_norm, seconds
-    history: list = field(default_factory=list)  # one dict of METRICS per finished epoch
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    best_loss: float = float("inf")
-
-    def is_better(self, accuracy, loss):
-        """A better validation accuracy, or the same with a lower loss."""
-        return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
 
 class Trainer:
@@ -62,35 +31,20 @@ class Trainer:
     """
 
     def __init__(self, model, frontend, reader, train, valid, settings, runtime, identity):
-        self.net = model.to(runtime.device, memory_format=torch.channels_last)
+        self.learner = Learner(model, frontend, settings.train, runtime)
+        self.net, self.model = self.learner.net, self.learner.model
         self.frontend, self.reader, self.train, self.valid = frontend, reader, train, valid
         self.settings, self.runtime, self.identity = settings, runtime, identity
-        self.model = DistributedDataParallel(self.net) if runtime.world > 1 else self.net
         self.clip_indices, self.targets = train.index.tolist(), train["target"].to_numpy()
-        self.trained = [p for p in self.net.parameters() if p.requires_grad]
-        options = settings.train
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            fused=runtime.device.type in ("cuda", "cpu"),
-        )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, options.epochs, eta_min=options.min_lr
-        )
-        self.amp_type = amp_type(runtime.device, options.use_amp)
-        self.scaler = torch.amp.GradScaler(
-            runtime.device.type, enabled=self.amp_type == torch.float16
-        )
-        self.micro_batch = (
-            options.batch_size if options.micro_batch == "auto" else options.micro_batch
-        )
         self.progress = Progress()
         self.has_saved = False  # or was restored: CHECKPOINT_FILE is this run's
         self.saved_at = time.monotonic()
 
-    def fit(self):
-        """Trains to the end and returns the Progress. Raises Interrupted once stopped and saved."""
+    def fit(self, *, after_epoch):
+        """Trains to the end and returns the Progress. Raises Interrupted once stopped and saved.
+
+        Calls after_epoch(progress, logits of the validation clips) when an epoch is saved.
+        """
         options, progress = self.settings.train, self.progress
         while progress.epoch < options.epochs:
             if progress.history and progress.epoch - progress.best_epoch >= options.patience:
@@ -99,8 +53,9 @@ class Trainer:
                 )
                 break
             self._train_epoch()
-            self._finish_epoch()
+            logits = self._finish_epoch()
             self.save()
+            after_epoch(progress, logits)
             if self.runtime.stop_requested():
                 self._interrupt(self.runtime.stop.signal_number)
         return progress
@@ -148,76 +103,14 @@ class Trainer:
         self._keep(sums, started, finite, shares)
 
     def _step(self, positions, stems, batch_clips):
-        """One optimiser step on this rank's share of a batch of `batch_clips`.
-
-        Returns loss summed over clips, correct clips, gradient norm, and whether these are finite,
-        as tensors on the device, without waiting for it.
-        """
+        """One optimiser step on this rank's share of a batch; what Learner.step() returns."""
         seed, epoch = self.settings.machine.seed, self.progress.epoch
         draws = [
             draw(self.settings.augment, seed=seed, epoch=epoch, clip_index=self.clip_indices[i])
             for i in positions
         ]
         targets = to_device(torch.from_numpy(self.targets[positions]), self.runtime.device)
-        while True:
-            try:
-                loss, correct = self._backward(stems, draws, targets, batch_clips)
-                break
-            except torch.OutOfMemoryError:
-                pass  # outside this block, so that the failed step's tensors are let go
-            self._halve_micro_batch(len(stems))
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.train.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        finite = loss.isfinite()
-        if self.scaler.is_enabled():  # it skips steps whose gradients overflow, and goes on
-            norm = torch.where(norm.isfinite(), norm, 0.0)
-        else:
-            finite = finite & norm.isfinite()
-        return loss, correct, norm / self.runtime.world, finite
-
-    def _backward(self, stems, draws, targets, batch_clips):
-        """Gradients of the mean loss over the whole batch, micro-batch by micro-batch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = correct = torch.zeros((), device=self.runtime.device)
-        pieces = -(-len(stems) // self.micro_batch)
-        bounds = [len(stems) * piece // pieces for piece in range(pieces + 1)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
-            images = self.frontend(stems[start:end], draws[start:end])
-            images = images.to(memory_format=torch.channels_last)
-            last = end == len(stems)
-            with (
-                contextlib.nullcontext()
-                if last or self.runtime.world == 1
-                else self.model.no_sync()
-            ):
-                with autocast(self.runtime.device, self.amp_type):
-                    logits = self.model(images)
-                piece_loss = nn.functional.cross_entropy(
-                    logits.float(), targets[start:end], reduction="sum"
-                )
-                # DistributedDataParallel divides by the number of ranks; the loss's mean is global.
-                self.scaler.scale(piece_loss * self.runtime.world / batch_clips).backward()
-            loss = loss + piece_loss.detach()
-            correct = correct + (logits.argmax(1) == targets[start:end]).sum()
-        return loss, correct
-
-    def _halve_micro_batch(self, clips):
-        if self.runtime.world > 1:  # the other processes wait for this step's gradients already
-            raise UserError(
-                f"out of memory with {min(self.micro_batch, clips)} clips at once on a card; "
-                "set MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
-            )
-        if self.micro_batch == 1:
-            raise UserError(
-                f"not even one image of IMG_SIZE={self.settings.features.img_size} fits the card's "
-                "memory; lower IMG_SIZE or raise FREEZE_STAGES"
-            )
-        self.micro_batch = max(1, min(self.micro_batch, clips) // 2)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        log.warning("out of memory: %d clips now go through the card at once", self.micro_batch)
+        return self.learner.step(stems, draws, targets, batch_clips)
 
     def _keep(self, sums, started, finite, shares):
         """Stores the epoch's sums over all ranks in the progress; this waits for the device.
@@ -247,7 +140,10 @@ class Trainer:
             )
 
     def _finish_epoch(self):
-        """Validates, logs the epoch's line, and keeps the model if it is the best."""
+        """Validates, logs the epoch's line, and keeps the model if it is the best.
+
+        Returns the logits (clips, genres) of the validation clips.
+        """
         progress, runtime, sums = self.progress, self.runtime, self.progress.sums
         started = time.monotonic()
         steps = progress.step
@@ -264,11 +160,11 @@ class Trainer:
             "train_accuracy": correct / len(self.train),
             "valid_loss": nn.functional.cross_entropy(logits, targets).item(),
             "valid_accuracy": (logits.argmax(1) == targets).float().mean().item(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learner.learning_rate,
             "gradient_norm": norm / steps,
             "seconds": sums["seconds"] + time.monotonic() - started,
         }
-        self.scheduler.step()
+        self.learner.scheduler.step()
         progress.history.append(row)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         better = progress.is_better(row["valid_accuracy"], row["valid_loss"])
@@ -278,7 +174,7 @@ class Trainer:
         if runtime.is_main:
             if better:
                 self._save_best()
-            self._write_metrics()
+            write_metrics(self.settings.paths.output("metrics.csv"), progress.history)
         log.info(
             "epoch %3d/%d  train loss %.4f accuracy %.3f  valid loss %.4f accuracy %.3f  "
             "lr %.1e  %.1f s%s",
@@ -292,11 +188,7 @@ class Trainer:
             row["seconds"],
             "  best so far" if better else "",
         )
-
-    def _write_metrics(self):
-        path = self.settings.paths.output("metrics.csv")
-        with replacing(path, "w", encoding="utf-8", newline="") as file:
-            pd.DataFrame(self.progress.history, columns=METRICS).to_csv(file, index=False)
+        return logits
 
     def _save_best(self):
         checkpoint.save(
@@ -325,10 +217,7 @@ class Trainer:
                 {
                     "identity": self.identity,
                     "progress": vars(self.progress),
-                    "weights": self.net.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                    "scaler": self.scaler.state_dict(),
+                    **self.learner.state(),
                     **self.frontend.state(),
                 },
                 first=not self.has_saved,
@@ -341,39 +230,18 @@ class Trainer:
         Raises UserError if it is not whole.
         """
         try:
-            self._restore(saved)
+            self.progress = Progress(**saved["progress"])
+            self.learner.restore(saved, epochs_done=self.progress.epoch)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = first_line(error)
             raise UserError(f"{self.checkpoint_path} is not a whole checkpoint: {reason}") from None
+        self.has_saved = True
         log.info(
             "resumed from epoch %d, step %d (%s)",
             self.progress.epoch + 1,
             self.progress.step,
             self.checkpoint_path,
         )
-
-    def _restore(self, saved):
-        options = self.settings.train
-        self.net.load_state_dict(saved["weights"])
-        self.progress = Progress(**saved["progress"])
-        if options.load_optimizer_state:
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
-        if options.load_scheduler_state:
-            self.scheduler.load_state_dict(saved["scheduler"])
-            self.scheduler.T_max = options.epochs
-            for group, lr in zip(
-                self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
-            ):
-                group["lr"] = lr
-        else:
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = options.lr
-            left = max(1, options.epochs - self.progress.epoch)
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-                self.optimizer, left, eta_min=options.min_lr
-            )
-        self.has_saved = True
 
     def _interrupt(self, signal_number):
         log.info(

@@ -159,6 +159,12 @@ def test_the_same_identity_fits():
     checkpoint.check_identity("x.pth", IDENTITY, dict(reversed(IDENTITY.items())))
 
 
+def test_a_knob_that_is_newer_than_the_checkpoint_was_at_its_default():
+    checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | {"CHANNELS": config.CHANNELS})
+    with pytest.raises(UserError, match="CHANNELS: vocals,drums,bass,other in the .*, mix here"):
+        checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | {"CHANNELS": "mix"})
+
+
 def settings(folder, *overrides):
     return load_settings(config, [f"OUTPUT_DIR={folder}", *overrides])
 

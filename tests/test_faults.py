@@ -194,8 +194,11 @@ def test_a_clip_that_is_gone_after_it_is_read_is_named(separate, monkeypatch):
         return call(self, waves)
 
     monkeypatch.setattr(Separator, "__call__", vanishing)
-    with pytest.raises(UserError, match=r"a\.wav cannot be read any more: No such file"):
+    with pytest.raises(
+        UserError, match=r"1 clips could.*\n.*a\.wav cannot be read any more: No such"
+    ):
         separate()
+    assert [path.name for path in separate.cache.folder.iterdir()] == ["b.npz"]
 
 
 def test_a_clip_that_is_gone_although_its_stems_are_cached_is_named(separate):
@@ -206,6 +209,7 @@ def test_a_clip_that_is_gone_although_its_stems_are_cached_is_named(separate):
 
 
 YAML = b"models: ['955717e8']\n"
+YAML_HASH = "0d5f2089fa3e1a0335d93de070f6802598cd4a4d"  # what `git hash-object` says of it
 
 
 class CutOff(http.server.BaseHTTPRequestHandler):
@@ -216,7 +220,7 @@ class CutOff(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(YAML) if whole else 5 * 2**20))
         self.send_header("X-Repo-Commit", "a" * 40)  # what Demucs' hub sends
-        self.send_header("ETag", f'"{"b" * (40 if whole else 64)}"')
+        self.send_header("ETag", f'"{self.server.yaml_hash if whole else "b" * 64}"')
         self.end_headers()
 
     def do_GET(self):  # noqa: N802
@@ -229,17 +233,26 @@ class CutOff(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cut_off():
-    """The address of a server that hangs up half-way."""
+    """A server that hangs up half-way."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        server.yaml_hash = YAML_HASH
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
+
+
+def use_hub(server, folder, monkeypatch):
+    """Lets `server` stand for the Hugging Face hub, with an empty cache in `folder`."""
+    template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
 
 
 def test_weights_that_arrive_in_part_are_neither_used_nor_kept(cut_off, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     name = model.WEIGHTS.url.rsplit("/", 1)[1]
-    monkeypatch.setattr(model.WEIGHTS.value, "url", f"{cut_off}/{name}")
+    monkeypatch.setattr(model.WEIGHTS.value, "url", f"{cut_off.address}/{name}")
     for _ in range(2):
         with pytest.raises(UserError, match="WEIGHTS_FILE") as caught:
             model.build_model(ModelSettings(), num_classes=2, seed=0)
@@ -250,10 +263,19 @@ def test_weights_that_arrive_in_part_are_neither_used_nor_kept(cut_off, tmp_path
 def test_a_demucs_model_that_arrives_in_part_is_neither_used_nor_kept(
     cut_off, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", cut_off)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    use_hub(cut_off, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="SEPARATION_REPO") as caught:
         load_demucs("htdemucs")
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.rglob("htdemucs.yaml"))
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert all(path.stat().st_size < 1000 for path in tmp_path.rglob("*"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size < 1000 for path in files)
+
+
+def test_a_demucs_yaml_that_is_not_what_the_hub_has_is_refused(cut_off, tmp_path, monkeypatch):
+    cut_off.yaml_hash = "c" * 40
+    use_hub(cut_off, tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"htdemucs\.yaml was not downloaded whole"):
+        load_demucs("htdemucs")
+    assert not list(tmp_path.rglob("htdemucs.yaml"))

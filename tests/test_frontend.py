@@ -131,6 +131,46 @@ def test_a_silent_stem_stays_dark_beside_a_loud_one():
     assert power_to_db(power, reference="stem", top_db=80.0)[1].max() == 0
 
 
+def seen(channels, stems):
+    return ours(stems, features=dataclasses.replace(FEATURES, channels=channels))
+
+
+def test_the_mix_is_the_sum_of_the_stems_four_times():
+    stems = band("hiphop")
+    image = seen("mix", stems)
+    assert np.abs(image - librosa_db(stems.sum(0, keepdims=True))).max() < 1e-3
+    assert all(np.array_equal(channel, image[0]) for channel in image)
+    loud = np.full((4, SR), 6e4, np.float16)  # whose sum is beyond float16
+    assert np.isfinite(seen("mix", loud)).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "rows"),
+    [
+        ("vocals,drums,bass,other", [0, 1, 2, 3]),
+        ("other", [3, 3, 3, 3]),
+        ("vocals,drums", [0, 1, 0, 1]),
+        ("bass,vocals,other", [2, 0, 3, 2]),
+    ],
+)
+def test_chosen_stems_are_repeated_in_turn_below_the_loudest_of_them(channels, rows):
+    stems = band("reggae") * np.array([[0.1], [1], [0.2], [0.03]], np.float32)
+    image = seen(channels, stems)
+    assert np.abs(image - librosa_db(stems[rows])).max() < 1e-3
+    assert image.max() == 0
+
+
+@pytest.mark.parametrize("channels", ["mix", "drums", "other,bass"])
+def test_a_repeated_channel_has_the_same_noise_and_masks(channels):
+    features = dataclasses.replace(FEATURES, channels=channels)
+    draw = Draw(noise_sigma=0.01, noise_seed=3, time_mask=(0.5, 0.1), frequency_mask=(0.2, 0.1))
+    image = FrontEnd(features, device=CPU)([torch.from_numpy(band("rock"))], [draw])[0]
+    count = 1 + channels.count(",")
+    assert image.shape == (4, 96, 96)
+    assert torch.equal(image[count:], image[:-count])
+    assert count == 1 or not torch.equal(image[0], image[1])
+
+
 def test_statistics_are_those_of_all_frames_in_any_grouping():
     parts = [torch.randn(4, 8, n) * 5 - 30 for n in (10, 3, 40)]
     whole, first, second = DecibelStatistics(), DecibelStatistics(), DecibelStatistics()

@@ -22,8 +22,8 @@ SMALLER_RUN = [*SMALL_RUN, "FREEZE_STAGES=8"]  # makes smaller checkpoints, too
 EVERY_STEP = "CHECKPOINT_MINUTES=1e-9"
 TRAINING = {  # one run each, killed at event after event; 2 epochs of 3 steps, saved after each
     "before anything is saved": [
-        ("measure", 7), ("step", 1), ("half:.checkpoint.pth*", 1), ("replaced:checkpoint.pth", 1),
-        ("step", 2),
+        ("measure", 7), ("half:.index.html*", 1), ("step", 1), ("half:.checkpoint.pth*", 1),
+        ("replaced:checkpoint.pth", 1), ("step", 2),
     ],
     "while saving": [
         ("half:.checkpoint.pth*", 2), ("unlink:checkpoint.previous.pth", 1),
@@ -36,7 +36,9 @@ TRAINING = {  # one run each, killed at event after event; 2 epochs of 3 steps, 
     ],
     "at the end": [
         ("predict", 1), ("half:.submit.csv*", 1), ("replace:submit.csv", 1),
-        ("replaced:submit.csv", 1), ("half:.summary.json*", 1),
+        ("replaced:submit.csv", 1), ("half:.valid_predictions.csv*", 1),
+        ("replace:test_probabilities.csv", 1), ("half:.summary.json*", 1),
+        ("half:.index.html*", 2),
     ],
 }  # fmt: skip
 SEPARATION = [
@@ -48,8 +50,13 @@ FULL = [
     ("open:.best_model.pth*", 1, "best_model.pth"),
     ("open:.metrics.csv*", 1, "metrics.csv"),
     ("open:.submit.csv*", 1, "submit.csv"),
+    ("open:.valid_predictions.csv*", 1, "valid_predictions.csv"),
+    ("open:.test_probabilities.csv*", 1, "test_probabilities.csv"),
     ("open:.summary.json*", 1, "summary.json"),
 ]
+
+
+TABLES = ("submit.csv", "valid_predictions.csv", "test_probabilities.csv")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,12 +65,13 @@ def server():
 
 
 def result(out, cache):
-    """What must be equal: weights, best weights, metrics without seconds, submission, stems."""
+    """What must be equal: weights, best weights, metrics without seconds, predictions, stems."""
     saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
     best = checkpoint.load(out / "best_model.pth", "model")
     metrics = pd.read_csv(out / "metrics.csv").drop(columns="seconds")
     stems = {path.name: path.read_bytes() for path in cache.glob("*.npz")}
-    return [saved["weights"], best["weights"]], metrics, (out / "submit.csv").read_bytes(), stems
+    tables = [(out / name).read_bytes() for name in TABLES]
+    return [saved["weights"], best["weights"]], metrics, tables, stems
 
 
 def assert_equal(one, other):
@@ -101,7 +109,7 @@ def assert_ends_well(knobs, out, cache, expected):
     code, output = run(knobs, out)
     assert code == 0, output
     assert_equal(result(out, cache), expected)
-    left = [path for folder in (out, cache) for path in folder.glob(".*.part")]
+    left = [path for folder in (out, out / "report", cache) for path in folder.glob(".*.part")]
     assert not left, "what a killed run left half-written is gone"
     return output
 

@@ -38,7 +38,11 @@ def spoil(path, content):
 
 
 def test_the_data_is_faultless_until_it_is_spoilt(data):
-    load_competition(data, num_classes=2, cache_dir=data / "separated")
+    clips = load_competition(data, num_classes=2, cache_dir=data / "separated")
+    assert clips.train["file_name"].tolist() == ["train_0.wav", "train_1.wav"]
+    assert clips.train["target"].tolist() == [0, 1]
+    assert clips.test["file_name"].tolist() == ["test_0.wav", "test_1.wav"]
+    assert (clips.label_ids, clips.label_names) == ([0, 7], ["blues", "rock"])
 
 
 @pytest.mark.parametrize(

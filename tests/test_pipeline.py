@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from conftest import SMALL_RUN
 
 import config
 import train
-from stemgenre import checkpoint, runtime
+from stemgenre import Classifier, checkpoint, runtime
 from stemgenre.errors import Interrupted, UserError
+from stemgenre.learner import Learner
+from stemgenre.progress import Progress
 from stemgenre.settings import load_settings
-from stemgenre.trainer import Progress, Trainer
+from stemgenre.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,6 +75,41 @@ def test_a_run_leaves_metrics_a_summary_and_models(uninterrupted):
     assert 0 <= summary["test_accuracy"] <= 1
     assert set(summary["seconds"]) == {"separation", "channel statistics", "training", "prediction"}
     assert not list(uninterrupted.glob("*.part"))
+
+
+@pytest.mark.parametrize("channels", ["mix", "other,bass"])
+def test_a_run_on_some_stems_leaves_a_model_that_predicts_with_these(
+    channels, small_settings, small_data
+):
+    out = run(small_settings(f"CHANNELS={channels}", "EPOCHS=1"))
+    saved = checkpoint.load(out / "best_model.pth", "model")
+    assert saved["features"]["channels"] == channels
+    assert [len(set(numbers)) for numbers in saved["channels"]] == [1 + channels.count(",")] * 2
+    classifier = Classifier.load(
+        out / "best_model.pth",
+        device="cpu",
+        stems=small_data / "separated",
+        separation_model="synthesised",
+    )
+    ids = dict(zip(classifier.label_names, classifier.label_ids, strict=True))
+    submitted = csv.reader((out / "submit.csv").open(), delimiter="\t")
+    for name, label_id in submitted:
+        (path,) = small_data.rglob(name)
+        assert ids[classifier.predict(path).timeline[0].genre] == int(label_id)
+
+
+def test_a_run_without_test_clips_leaves_a_model_and_an_empty_submission(
+    small_settings, small_data, tmp_path
+):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    for path in (data / "sample_submit.tsv", data / "test_master.tsv"):
+        path.unlink()
+    for folder in data.glob("test_sound_*"):
+        shutil.rmtree(folder)
+    out = run(small_settings(f"DATA_DIR={data}", "EPOCHS=1"))
+    assert (out / "submit.csv").read_bytes() == b""
+    assert json.loads((out / "summary.json").read_text())["clips"]["test"] == 0
+    assert (out / "best_model.pth").is_file()
 
 
 def test_two_runs_are_the_same_run_whatever_reads_ahead(uninterrupted, small_settings):
@@ -189,14 +227,14 @@ def test_the_micro_batch_does_not_change_what_is_learned(fixed_head):
 
 def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(fixed_head, monkeypatch):
     whole = fixed_head()
-    backward = Trainer._backward
+    backward = Learner._backward
 
     def small_card(self, stems, *arguments):
         if self.micro_batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return backward(self, stems, *arguments)
 
-    monkeypatch.setattr(Trainer, "_backward", small_card)
+    monkeypatch.setattr(Learner, "_backward", small_card)
     assert torch.allclose(whole, fixed_head(), atol=1e-6)
 
 

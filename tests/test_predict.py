@@ -357,6 +357,35 @@ def test_silence_in_a_song_has_no_say(classifier, tmp_path):
     assert [span.start for span in timeline[:4]] == [0, 1, 2, 3]
 
 
+def test_a_model_from_before_channels_sees_all_stems(classifier, model, separation, tmp_path):
+    content = checkpoint.load(model, "model")
+    del content["features"]["channels"]
+    older = tmp_path / "older.pth"
+    checkpoint.save(older, "model", content)
+    soundfile.write(tmp_path / "a.wav", tune(seconds=2), SR)
+    found = Classifier.load(older, device="cpu", separation=separation)
+    assert found.predict(tmp_path / "a.wav") == classifier.predict(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("channels", ["vocals", "mix", "bass,vocals"])
+def test_a_model_of_some_stems_is_moved_and_silenced_by_these_alone(channels, model, tmp_path):
+    content = checkpoint.load(model, "model")
+    content["features"]["channels"] = channels
+    checkpoint.save(tmp_path / "some.pth", "model", content)
+    cache = StemCache(tmp_path / "kept", model="htdemucs", sample_rate=SR)
+    stems = np.stack([tune(seconds=6, seed=seed)[:, 0] for seed in range(4)]).astype(np.float32)
+    stems[0, 4 * SR :] = 0  # no vocals any more
+    others = stems * np.array([[1], [1], [1], [0]], np.float32)
+    for name, wave in (("a", stems), ("b", others)):
+        soundfile.write(tmp_path / f"{name}.wav", wave.sum(0), SR)
+        cache.write(name, wave, tmp_path / f"{name}.wav")
+    some = Classifier.load(tmp_path / "some.pth", device="cpu", stems=tmp_path / "kept")
+    with_other, without = some.predict(tmp_path / "a.wav"), some.predict(tmp_path / "b.wav")
+    assert (with_other.probabilities == without.probabilities) == (channels != "mix")
+    heard = [0, 1, 2, 3] if channels == "vocals" else [0, 1, 2, 3, 4]
+    assert [span.start for span in with_other.timeline] == heard
+
+
 MOST_MEMORY = """
 import os, sys
 from pathlib import Path

@@ -112,12 +112,29 @@ def test_a_wrong_type_is_refused_in_one_line(name, value):
         ("NUM_CHANNELS", 3, "4"),
         ("USE_AMP", "yes", "True or False"),
         ("DB_REFERENCE", "loud", "'clip' or 'stem'"),
+        ("CHANNELS", "vocal", '"mix" or some of vocals, drums, bass, other, with commas between'),
+        ("CHANNELS", "vocals,drums,vocals", '"mix" or some of vocals'),
+        ("CHANNELS", "vocals,", '"mix" or some of vocals'),
+        ("CHANNELS", "mix,vocals", '"mix" or some of vocals'),
         ("TIME_STRETCH_RATES", (1.2, 0.8), "(low, high)"),
         ("SEPARATION_REPO", 3, "a text or None"),
     ],
 )
 def test_the_message_says_what_to_write_instead(name, value, hint):
     assert hint in refusal(name, value).partition("write ")[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "channels"),
+    [
+        ("mix", "mix"),
+        ("bass", "bass"),
+        ("other,drums", "other,drums"),
+        ("bass, other", "bass,other"),
+    ],
+)
+def test_some_of_the_stems_in_any_order_or_the_mix_are_channels(value, channels):
+    assert load_settings(config, [f"CHANNELS={value}"]).features.channels == channels
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""submit.csv looks as sample_submit does, with the predicted label ids in it; summary.json."""
+"""submit.csv looks as sample_submit does, with the predicted label ids in it; what is beside it."""
 
+import csv
+import dataclasses
 import json
 
 import pytest
@@ -7,8 +9,8 @@ import torch
 from helpers import put_audio
 
 from stemgenre.metadata import load_competition
-from stemgenre.submission import Summary, write_submission
-from stemgenre.trainer import Progress
+from stemgenre.progress import Progress
+from stemgenre.submission import Summary, write_probabilities, write_submission
 
 IDS = {"blues": 7, "jazz": 0, "rock": 42}
 PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
@@ -99,6 +101,44 @@ def test_predictions_that_are_not_one_per_clip_are_an_error(data):
     with pytest.raises(ValueError, match="zip"):
         write_submission(data / "submit.csv", load(data), [0, 1])
     assert not (data / "submit.csv").exists()
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("sample", ["test_2.wav,0\ntest_10.wav,0\ntest_2.wav,0\n", None])
+def test_every_genres_probability_stands_in_the_order_of_the_submission(data, sample):
+    names = ["test_2.wav", "test_10.wav", "test_2.wav"]
+    if sample:
+        (data / "sample_submit.csv").write_text(sample)
+    else:
+        names = ["test_0.wav", "test_2.wav", "test_10.wav"]
+    competition = load(data)
+    competition.label_names[0] = 'jazz, "cool"'
+    order = competition.test["file_name"].tolist()
+    logits = torch.tensor([[0.0, 0.0, PREDICTED[name]] for name in order])
+    valid = competition.train[1:]
+    write_probabilities(data, competition, valid, torch.eye(3)[[2, 1]].log(), logits)
+    header, *rows = read(data / "test_probabilities.csv")
+    assert header == ["file_name", 'jazz, "cool"', "blues", "rock"]
+    assert [row[0] for row in rows] == names
+    for name, *shares in rows:
+        expected = torch.tensor([0.0, 0.0, PREDICTED[name]]).softmax(0).tolist()
+        assert [float(share) for share in shares] == pytest.approx(expected, abs=1e-6)
+    assert read(data / "valid_predictions.csv") == [
+        ["file_name", "label", "predicted", 'jazz, "cool"', "blues", "rock"],
+        ["train_1.wav", 'jazz, "cool"', "rock", "0.000000", "0.000000", "1.000000"],
+        ["train_2.wav", "rock", "blues", "0.000000", "1.000000", "0.000000"],
+    ]
+
+
+def test_without_test_clips_the_table_of_their_probabilities_is_empty(data):
+    competition = load(data)
+    none = dataclasses.replace(competition, test=competition.test[:0])
+    write_probabilities(data, none, competition.train[:1], torch.zeros(1, 3), torch.empty(0, 3))
+    assert read(data / "test_probabilities.csv") == [["file_name", "jazz", "blues", "rock"]]
 
 
 @pytest.mark.parametrize(
