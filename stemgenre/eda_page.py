@@ -7,7 +7,18 @@ from stemgenre import audio
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.files import replacing
-from stemgenre.page import INK, cards, document, picture, player, printable, section, table, tag
+from stemgenre.page import (
+    INK,
+    cards,
+    document,
+    fact,
+    picture,
+    player,
+    printable,
+    section,
+    table,
+    tag,
+)
 from stemgenre.stem_views import SAMPLE
 
 MOST_ROWS = 200  # of a table on the page; the csv has all
@@ -23,7 +34,7 @@ def write(path, overview, views, features):
         section("Genres", *_genres(overview)),
         section("Files", *_files(overview)),
         section("One clip of each genre", *_examples(overview, views, features)),
-        section("What the network sees on average", *_means(views)),
+        section("What the network sees on average", *_means(views, features)),
         section("Energy of the stems", *_energy(views)),
         section("Files that are left over", *_leftovers(overview)),
     ]
@@ -43,9 +54,7 @@ def _headlines(overview):
         (len(overview.leaks), "of them between train and test"),
         (len(overview.unreadable), "files that cannot be read"),
     ]
-    return cards(
-        *(tag("div", tag("div", number, class_="figure"), text) for number, text in figures)
-    )
+    return cards(*(fact(number, text) for number, text in figures))
 
 
 def _rows(frame, *, file, formats=None):
@@ -155,7 +164,7 @@ def _examples(overview, views, features):
             "p",
             "Each image is what the network gets: four channels, loudness standardised with the"
             f" mean and deviation over up to {SAMPLE} separated training clips of each genre"
-            f" ({_channels(views)}), {features.img_size} x {features.img_size} pixels.",
+            f" ({_channels(views, features)}), {features.img_size} x {features.img_size} pixels.",
         )
     else:
         yield tag("p", "No clips are separated yet. The stems come with train.py.", class_="soft")
@@ -183,10 +192,8 @@ def _examples(overview, views, features):
                 player(stem.float().numpy(), features.sr, label=label, seconds=PLAYED)
                 for label, stem in zip(STEMS, stems, strict=True)
             ]
-            parts += [
-                _wide(_image(image, _limits([image])), alt=f"image of {genre}", height=3),
-                cards(*players),
-            ]
+            draw = _image(image, _limits([image]), _names(features))
+            parts += [_wide(draw, alt=f"image of {genre}", height=3), cards(*players)]
         yield tag("div", *parts, class_="card")
 
 
@@ -195,10 +202,10 @@ def _wide(draw, *, alt, height):
     return picture(draw, alt=alt, width=10.6, height=height)
 
 
-def _channels(views):
+def _channels(views, features):
     return ", ".join(
         f"{stem} {mean:.0f} and {std:.0f} dB"
-        for stem, mean, std in zip(STEMS, *views.channels, strict=True)
+        for stem, mean, std in zip(_names(features), *views.channels, strict=True)
     )
 
 
@@ -223,22 +230,28 @@ def _limits(images):
     return np.quantile(np.stack([image.numpy() for image in images]), [0.01, 0.995])
 
 
-def _image(image, limits):
+def _names(features):
+    """What each channel of the image shows: CHANNELS, in turn if they are fewer."""
+    names = features.channels.split(",")
+    return [names[i % len(names)] for i in range(features.num_channels)]
+
+
+def _image(image, limits, names):
     """Draws an image's (4, S, S) channels side by side, with colours between two values."""
 
     def draw(figure):
-        all_axes = figure.subplots(1, len(STEMS), sharey=True)
+        all_axes = figure.subplots(1, len(names), sharey=True)
         low, high = limits
-        for axes, stem, channel in zip(all_axes, STEMS, image.numpy(), strict=True):
+        for axes, name, channel in zip(all_axes, names, image.numpy(), strict=True):
             shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)
-            axes.set(title=stem, xticks=[], yticks=[])
+            axes.set(title=name, xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         figure.colorbar(shown, ax=all_axes, label="deviations", shrink=0.8)
 
     return draw
 
 
-def _means(views):
+def _means(views, features):
     if not views:
         yield tag("p", "No clips are separated yet.", class_="soft")
         return
@@ -251,7 +264,7 @@ def _means(views):
     for genre, image in views.means.items():
         count = int(views.energy.set_index("genre")["clips"][genre])
         heading = tag("h3", genre, " ", tag("span", f"{count} clips", class_="soft"))
-        mean = _wide(_image(image, limits), alt=f"mean of {genre}", height=3)
+        mean = _wide(_image(image, limits, _names(features)), alt=f"mean of {genre}", height=3)
         yield tag("div", heading, mean)
 
 
