@@ -14,10 +14,12 @@ BEST_MODEL_FILE = (
 )
 SUBMIT_FILE = "submit.csv"  # below OUTPUT_DIR: the test clips' genres in sample_submit's form
 LOG_FILE = "train_log.txt"  # below OUTPUT_DIR: all that the console showed
+EDA_DIR = "eda"  # folder for what eda.py writes: its page and tables; 0.3 MB a clip to find copies
 
 # Data
 NUM_CLASSES = 10  # genres in label_master; "auto" counts them
 TEST_SIZE = 0.1  # share of the training clips held out for validation, stratified by genre
+SPLIT_BY_GROUP = False  # True keeps clips of one recording, by EDA_DIR/groups.csv, on one side
 
 # Separation (Demucs), done once a clip and cached
 SEPARATION_MODEL = "htdemucs"  # a four-stem model's name on the Demucs hub, or in SEPARATION_REPO

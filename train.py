@@ -21,6 +21,7 @@ from stemgenre.cache import StemCache
 from stemgenre.dataset import StemReader, split_clips
 from stemgenre.files import remove_leftovers
 from stemgenre.frontend import FrontEnd
+from stemgenre.groups import groups_to_keep
 from stemgenre.inference import load_best, measure_channels, predict
 from stemgenre.metadata import load_competition
 from stemgenre.model import build_model
@@ -61,7 +62,11 @@ def run_competition(settings, run, *, make_demo=False):
         paths.data_dir, num_classes=settings.data.num_classes, cache_dir=cache.folder
     )
     train, valid = split_clips(
-        clips.train, test_size=settings.data.test_size, seed=seed, label_names=clips.label_names
+        clips.train,
+        test_size=settings.data.test_size,
+        seed=seed,
+        label_names=clips.label_names,
+        groups=groups_to_keep(settings, clips.train),
     )
     identity = checkpoint.run_identity(settings, clips, train)
     saved = checkpoint.to_resume_from(settings, identity)

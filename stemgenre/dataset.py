@@ -9,17 +9,19 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from stemgenre.errors import UserError
+from stemgenre.groups import split_groups
 from stemgenre.prefetch import map_ahead
 from stemgenre.runtime import seed_of, to_device
 
 log = logging.getLogger(__name__)
 
 
-def split_clips(clips, *, test_size, seed, label_names):
+def split_clips(clips, *, test_size, seed, label_names, groups=None):
     """(training rows, validation rows) of `clips`, stratified by genre, as two tables.
 
-    The validation part has at least one clip of each genre. Raises UserError if a genre has a
-    single clip, or too few are left to train on.
+    The validation part has at least one clip of each genre. `groups`, a number for each clip, are
+    kept on one side each. Raises UserError if a genre has a single clip, or too few are left to
+    train on.
     """
     counts = clips["target"].value_counts()
     single = [label_names[target] for target, count in counts.items() if count < 2]
@@ -32,6 +34,15 @@ def split_clips(clips, *, test_size, seed, label_names):
         raise UserError(
             f"all training clips are {label_names[counts.index[0]]}; two genres are needed"
         )
+    if groups is not None:
+        train, valid = split_groups(
+            clips["target"].to_numpy(),
+            groups,
+            test_size=test_size,
+            seed=seed,
+            label_names=label_names,
+        )
+        return clips.iloc[train], clips.iloc[valid]
     wanted = math.ceil(test_size * len(clips))
     held_out = min(max(wanted, len(counts)), len(clips) - len(counts))
     if held_out != wanted:

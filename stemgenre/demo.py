@@ -21,6 +21,7 @@ from stemgenre.files import replacing
 KNOBS = (  # of train.py --demo, before those of its command line
     "DATA_DIR=data/demo",
     "OUTPUT_DIR=runs/demo",
+    "EDA_DIR=runs/demo/eda",
     "SEPARATION_MODEL=synthesised",
     "SR=11025",
     "CLIP_SECONDS=8",

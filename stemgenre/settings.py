@@ -30,6 +30,7 @@ class PathSettings:
     best_model_file: str = knob("best_model.pth")
     submit_file: str = knob("submit.csv")
     log_file: str = knob("train_log.txt")
+    eda_dir: str = knob("eda")
 
     def output(self, name):
         """The path of file `name` below OUTPUT_DIR."""
@@ -40,6 +41,7 @@ class PathSettings:
 class DataSettings:
     num_classes: int | str = knob(10, low=2, words=("auto",))
     test_size: float = knob(0.1, above=0, high=0.9)
+    split_by_group: bool = knob(False)
 
 
 @dataclass(frozen=True)
