@@ -13,7 +13,8 @@ from demucs.htdemucs import HTDemucs
 from safetensors.torch import save_file
 
 import config
-from stemgenre import demo
+import train
+from stemgenre import demo, runtime
 from stemgenre.cache import StemCache
 from stemgenre.settings import load_settings
 
@@ -88,10 +89,26 @@ def small_settings(small_data, tmp_path):
 @pytest.fixture
 def music(tmp_path):
     """A copy of 23 real clips in the competition's layout."""
+    return copy_music(tmp_path / "music")
+
+
+def copy_music(folder):
     if not MUSIC.is_dir():
         pytest.skip("no real clips beside this checkout")
-    folder = tmp_path / "music"
     shutil.copytree(MUSIC, folder)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
+
+
+@pytest.fixture(scope="session")
+def music_run(tmp_path_factory, tiny_repo):
+    """(DATA_DIR, OUTPUT_DIR) of a run on the real clips, separated by the tiny Demucs."""
+    folder = tmp_path_factory.mktemp("real")
+    data, out = copy_music(folder / "music"), folder / "out"
+    knobs = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
+    knobs += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
+    settings = load_settings(config, knobs)
+    with runtime.start(settings.machine) as process:
+        train.run_competition(settings, process)
+    return data, out

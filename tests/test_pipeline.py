@@ -290,14 +290,9 @@ def test_help_lists_every_knob():
             assert f"  {name} = " in done.stdout
 
 
-def test_real_recordings_are_separated_trained_on_and_submitted(music, tiny_repo, tmp_path):
-    out = tmp_path / "out"
-    options = [
-        f"DATA_DIR={music}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}", "DEVICE=cpu",
-        "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4",
-    ]  # fmt: skip
-    run(load_settings(config, options))
+def test_real_recordings_are_separated_trained_on_and_submitted(music_run):
+    data, out = music_run
     lines = (out / "submit.csv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [f"test_{i}.au" for i in range(6)]
-    assert len(list((music / "separated").glob("*.npz"))) == 23
+    assert len(list((data / "separated").glob("*.npz"))) == 23
     assert len(pd.read_csv(out / "metrics.csv")) == 2

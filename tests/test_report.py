@@ -69,12 +69,8 @@ def _mistakes(out):
     return int((table["label"] != table["predicted"]).sum())
 
 
-def test_the_page_of_real_recordings_is_whole(music, tiny_repo, tmp_path):
-    options = [
-        f"DATA_DIR={music}", f"OUTPUT_DIR={tmp_path / 'out'}", f"SEPARATION_REPO={tiny_repo}",
-        "DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=1", "BATCH_SIZE=4",
-    ]  # fmt: skip
-    out = run(load_settings(config, options))
+def test_the_page_of_real_recordings_is_whole(music_run):
+    _, out = music_run
     seen = look(out / "report" / "index.html")
     assert seen.faults() == []
     assert seen.players == 5 * _mistakes(out) > 0
