@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -26,6 +25,7 @@ from stemgenre.frontend import FrontEnd
 from stemgenre.inference import load_best
 from tests.browser import look
 
+ROOT = Path(__file__).parents[1]
 DATA, RUN, PICTURES = ROOT / "data" / "demo", ROOT / "runs" / "demo", ROOT / "docs" / "pictures"
 CLIP = "train_1"
 IMG_SIZE = 256  # pixels: the demo's own 72 are few to look at

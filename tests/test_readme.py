@@ -165,7 +165,7 @@ def shape(text):
             "links to files": re.findall(r"\]\((?!README)([^)#]+)\)", part),
             "links to sections": len(re.findall(r"\]\(#", part)),
             "cells": [[row.count("|") for row in table.splitlines()] for table in tables],
-            "first cells": re.findall(r"^\| (`.+?`) \|", part, re.M),
+            "first cells": re.findall(r"^\| (`[^|]+`) \|", part, re.M),
             "list": len(re.findall(r"^- ", part, re.M)),
         }
 
