@@ -18,7 +18,8 @@ from stemgenre import command_line, demo, eda_page, runtime
 from stemgenre.cache import StemCache
 from stemgenre.errors import UserError
 from stemgenre.files import remove_leftovers
-from stemgenre.metadata import find_audio, load_competition
+from stemgenre.finding import find_audio
+from stemgenre.metadata import load_competition
 from stemgenre.overview import log_summary, take_stock, write_tables
 from stemgenre.settings import load_settings
 from stemgenre.stem_views import view_stems

@@ -32,7 +32,7 @@ from stemgenre import audio, command_line, runtime
 from stemgenre.classifier import Classifier, clip_names
 from stemgenre.errors import UserError
 from stemgenre.files import replacing
-from stemgenre.metadata import find_audio, natural_key
+from stemgenre.finding import find_audio, natural_key
 from stemgenre.settings import FeatureSettings, load_settings
 
 log = logging.getLogger("stemgenre.predict")

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import config
 from stemgenre import audio, runtime
 from stemgenre.cache import STEMS, StemCache
-from stemgenre.metadata import find_audio
+from stemgenre.finding import find_audio
 from stemgenre.separation import load_demucs
 from stemgenre.settings import SeparationSettings, load_settings
 from stemgenre.stems import separate_missing

@@ -24,56 +24,20 @@ from stemgenre.augmentation import PLAIN
 from stemgenre.cache import CacheError, StemCache
 from stemgenre.errors import UserError
 from stemgenre.inference import amp_type, autocast, load_best
+from stemgenre.prediction import Prediction, Span
+from stemgenre.prefetch import in_batches, read_ahead
 from stemgenre.runtime import pick_device
 from stemgenre.separation import Separator
 from stemgenre.settings import SeparationSettings
+from stemgenre.spool import StemSpool, cached_blocks
 from stemgenre.stems import separate_fitting
-from stemgenre.streaming import (
-    Piece,
-    StemSpool,
-    WindowCutter,
-    cached_blocks,
-    in_batches,
-    kept_stems,
-    read_ahead,
-    read_pieces,
-)
+from stemgenre.streaming import Piece, WindowCutter, kept_stems, read_pieces
 
 log = logging.getLogger(__name__)
 
 SILENT = 1e-4  # of full scale, -80 dB: a window that is never louder has no say in a song's genre
 READ_AHEAD = 2  # pieces decoded while another is separated
 NOT_DEMUCS = ("synthesised",)  # what the demo's stems are said to be made by
-
-
-@dataclass(frozen=True)
-class Span:
-    """What is heard from `start` to `end`, in seconds; probabilities as in Prediction."""
-
-    start: float
-    end: float
-    genre: str
-    confidence: float
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The genre of a file: the likeliest, its probability, and {genre: probability} of all.
-
-    `timeline` has a Span for each window; windows of silence are left out unless there are no
-    others.
-    """
-
-    genre: str
-    confidence: float
-    probabilities: dict[str, float]
-    timeline: list[Span]
-
-    def runners_up(self, count=None):
-        """The `count` likeliest genres after the first, as [(genre, probability)]; None: all."""
-        others = [item for item in self.probabilities.items() if item[0] != self.genre]
-        return sorted(others, key=lambda item: -item[1])[:count]
 
 
 @dataclass

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.files import replacing
-from stemgenre.metadata import natural_key
+from stemgenre.finding import natural_key
 
 log = logging.getLogger(__name__)
 

@@ -203,6 +203,11 @@ def _drawing_style():
     }
 
 
+def wide(draw, *, alt, height):
+    """A picture as wide as the page, `height` in inches."""
+    return picture(draw, alt=alt, width=10.6, height=height)
+
+
 def player(wave, rate, *, label, seconds=PLAYER_SECONDS):
     """A player of a float wave, (samples,) or (channels, samples), at `rate` Hz; with a caption.
 

@@ -1,7 +1,9 @@
-"""Work done ahead, in threads: decoding and reading files release Python's lock."""
+"""Work done ahead, in threads, and in batches: decoding and reading release Python's lock."""
 
 import collections
 import concurrent.futures
+import contextlib
+import itertools
 
 
 def map_ahead(function, items, *, threads, depth):
@@ -21,3 +23,39 @@ def map_ahead(function, items, *, threads, depth):
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def in_batches(items, kind, function, *, size, alike=lambda value: None):
+    """Yields (owner, value) as `items` does, values of type `kind` replaced by function's results.
+
+    `function` takes a list of as many as size() at most, for which `alike` gives the same.
+    """
+    held, batch = [], []
+
+    def flush():
+        results = iter(function(batch)) if batch else iter(())
+        for owner, value in held:
+            yield owner, next(results) if isinstance(value, kind) else value
+        held.clear()
+        batch.clear()
+
+    for owner, value in items:
+        if isinstance(value, kind):
+            if batch and alike(batch[0]) != alike(value):
+                yield from flush()
+            batch.append(value)
+        held.append((owner, value))
+        if not batch or len(batch) >= size():
+            yield from flush()
+    yield from flush()
+
+
+def read_ahead(items, *, depth):
+    """Yields what the generator `items` does, run in a thread `depth` items ahead."""
+    end = object()
+    calls = map_ahead(lambda each: next(each, end), itertools.repeat(items), threads=1, depth=depth)
+    with contextlib.closing(items), contextlib.closing(calls):
+        for _, future in calls:
+            if (item := future.result()) is end:
+                return
+            yield item

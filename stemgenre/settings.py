@@ -1,25 +1,14 @@
 """Config module + KEY=VALUE overrides -> frozen groups of settings, checked before any work."""
 
-import ast
 import dataclasses
 import difflib
-import math
-import types
-import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from stemgenre.errors import UserError
+from stemgenre.knobs import check, knob, parse
 
 STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of the image
-
-
-def knob(default, **rules):
-    """A dataclass field with its default and its rules: low, high, above, choices, words, parts.
-
-    With parts, the value is some of them, each once, with commas between, or one of the words.
-    """
-    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True)
@@ -167,7 +156,7 @@ def load_settings(config, overrides=()):
         if not separator:
             raise UserError(f"{text!r} is not KEY=VALUE; write for example IMG_SIZE=300")
         _check_name(name, "the command line")
-        values[name] = _parse(name, value)
+        values[name] = parse(KNOBS[name], value)
     for name in values:
         _check_name(name, "config.py")
     settings = Settings(*(_group(group.type, values) for group in dataclasses.fields(Settings)))
@@ -181,8 +170,11 @@ def group_from(kind, values):
 
 
 def _group(kind, values):
-    names = {item.name: item.name.upper() for item in dataclasses.fields(kind)}
-    given = {low: _check(up, values[up]) for low, up in names.items() if up in values}
+    given = {
+        item.name: check(item, values[item.name.upper()])
+        for item in dataclasses.fields(kind)
+        if item.name.upper() in values
+    }
     return kind(**given)
 
 
@@ -192,104 +184,6 @@ def _check_name(name, where):
     near = difflib.get_close_matches(name.upper(), KNOBS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "python train.py --help lists them all"
     raise UserError(f"{name} in {where} is not a knob; {hint}")
-
-
-def _parse(name, text):
-    """The value of a KEY=VALUE string: a literal, or the text itself where the knob takes text."""
-    word = text.capitalize() if text.lower() in ("true", "false", "none") else text
-    try:
-        value = ast.literal_eval(word)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    only_text = KNOBS[name].type in (str, str | None)
-    return text if only_text and isinstance(value, (int, float, complex)) else value
-
-
-def _check(name, value):
-    """`value` as the knob's type, or UserError with the knob, the value and what to write."""
-    rules = KNOBS[name].metadata
-    expected = _expected(KNOBS[name])
-    words = () if "parts" in rules else rules.get("words", ())
-    converted = _convert(value, KNOBS[name].type, words)
-    if "parts" in rules and converted is not _WRONG:
-        converted = ",".join(part.strip() for part in converted.split(","))
-    if converted is _WRONG or not _in_range(converted, rules):
-        raise UserError(f"{name}={value!r} does not fit; write {expected}")
-    return converted
-
-
-_WRONG = object()
-
-
-def _convert(value, kind, words):
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if not isinstance(value, (tuple, list)) or len(value) != len(kinds):
-            return _WRONG
-        parts = tuple(_convert(part, k, ()) for part, k in zip(value, kinds, strict=True))
-        return _WRONG if _WRONG in parts else parts
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None:
-        return None if types.NoneType in kinds else _WRONG
-    if isinstance(value, bool):
-        return value if bool in kinds else _WRONG
-    if isinstance(value, int) and float in kinds:
-        return float(value) if abs(value) < 1e300 else _WRONG
-    if isinstance(value, float):
-        return value if float in kinds and math.isfinite(value) else _WRONG
-    if isinstance(value, int):
-        return value if int in kinds else _WRONG
-    if isinstance(value, str) and str in kinds and value.strip() and "\0" not in value:
-        return value if not words or value in words else _WRONG
-    return _WRONG
-
-
-def _in_range(value, rules):
-    if "choices" in rules:
-        return value in rules["choices"]
-    if "parts" in rules:
-        parts = value.split(",")
-        some_once = set(parts) <= set(rules["parts"]) and len(set(parts)) == len(parts)
-        return value in rules["words"] or some_once
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            if number < rules.get("low", -math.inf) or number > rules.get("high", math.inf):
-                return False
-            if number <= rules.get("above", -math.inf):
-                return False
-    return list(numbers) == sorted(numbers) or not rules.get("ordered", True)
-
-
-def _expected(item):
-    """What a knob takes, in words: 'a whole number from 1 to 1024 or "auto"'."""
-    rules = item.metadata
-    if "choices" in rules:
-        return " or ".join(repr(choice) for choice in rules["choices"])
-    kind = item.type
-    if typing.get_origin(kind) is tuple:
-        order = "(low, high)" if rules.get("ordered", True) else "(first, second)"
-        return f"two numbers {order} from {rules['low']} to {rules['high']}"
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    parts = []
-    if bool in kinds:
-        parts.append("True or False")
-    if int in kinds or float in kinds:
-        text = "a whole number" if int in kinds else "a number"
-        if "low" in rules:
-            text += f" from {rules['low']}"
-        if "above" in rules:
-            text += f" above {rules['above']}"
-        if "high" in rules:
-            text += f" to {rules['high']}"
-        parts.append(text)
-    if str in kinds:
-        parts.append(" or ".join(f'"{word}"' for word in rules.get("words", ())) or "a text")
-    if "parts" in rules:
-        parts.append(f"some of {', '.join(rules['parts'])}, with commas between")
-    if types.NoneType in kinds:
-        parts.append("None")
-    return " or ".join(parts)
 
 
 def _check_together(settings):

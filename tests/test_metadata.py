@@ -8,7 +8,8 @@ import random
 import pytest
 from helpers import put_audio, put_table
 
-from stemgenre.metadata import load_competition, natural_key
+from stemgenre.finding import natural_key
+from stemgenre.metadata import load_competition
 
 GENRES = [("ロック", 7), ("blues", 0), ("jazz", 42)]  # neither alphabetical nor contiguous
 TRAIN = [(f"train_{n}.wav", GENRES[n % 3]) for n in range(12)]
