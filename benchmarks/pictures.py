@@ -57,7 +57,8 @@ def channels(figure):
     frontend = FrontEnd(features, device=torch.device("cpu"), channels=frontend.channels)
     cache = StemCache(DATA / "separated", model="synthesised", sample_rate=features.sr)
     stems = torch.from_numpy(cache.read_file(cache.path(CLIP))[0])  # (4, samples)
-    charts.image(figure, frontend([stems], [PLAIN])[0].numpy())
+    image = frontend([stems], [PLAIN])[0].numpy()
+    charts.image(figure, image, features.channel_names, limits=charts.colour_limits([image]))
 
 
 def confusion(figure):

@@ -1,10 +1,8 @@
-"""What the report draws, each on a matplotlib Figure that page.picture() gives."""
+"""What the pages draw, each on a matplotlib Figure that page.picture() gives."""
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
-
-from stemgenre.cache import STEMS
 
 BLUE, ORANGE = "C0", "C1"
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.23, 0.51, 0.96, a) for a in (0, 0.9)])
@@ -54,11 +52,17 @@ def reliability(figure, calibration):
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
-def image(figure, channels):
-    """The four channels (4, S, S) of one image side by side, on one scale."""
-    for axes, channel, stem in zip(figure.subplots(1, 4), channels, STEMS, strict=True):
-        axes.imshow(
-            channel, origin="lower", aspect="auto", cmap="magma",
-            vmin=channels.min(), vmax=channels.max(),
-        )  # fmt: skip
-        axes.set(title=stem, xticks=(), yticks=())
+def image(figure, channels, names, *, limits):
+    """The channels (4, S, S) of an image side by side, with colours between two values."""
+    all_axes = figure.subplots(1, len(names), sharey=True)
+    low, high = limits
+    for axes, channel, name in zip(all_axes, channels, names, strict=True):
+        shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)
+        axes.set(title=name, xticks=(), yticks=())
+        axes.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=all_axes, label="deviations", shrink=0.8)
+
+
+def colour_limits(images):
+    """The values between which the colours of some images (4, S, S) lie."""
+    return np.quantile(np.stack(images), [0.01, 0.995])

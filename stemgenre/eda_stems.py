@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stemgenre import audio
+from stemgenre import audio, charts
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
 from stemgenre.page import cards, player, printable, table, tag, wide
@@ -47,15 +47,14 @@ def examples(overview, views, features):
                 player(stem.float().numpy(), features.sr, label=label, seconds=PLAYED)
                 for label, stem in zip(STEMS, stems, strict=True)
             ]
-            draw = _image(image, _limits([image]), _names(features))
-            parts += [wide(draw, alt=f"image of {genre}", height=3), cards(*players)]
+            parts += [_image(image, features, alt=f"image of {genre}"), cards(*players)]
         yield tag("div", *parts, class_="card")
 
 
 def _channels(views, features):
     return ", ".join(
         f"{stem} {mean:.0f} and {std:.0f} dB"
-        for stem, mean, std in zip(_names(features), *views.channels, strict=True)
+        for stem, mean, std in zip(features.channel_names, *views.channels, strict=True)
     )
 
 
@@ -75,30 +74,15 @@ def _waveform(wave, rate):
     return draw
 
 
-def _limits(images):
-    """The values between which the colours of some images (4, S, S) lie."""
-    return np.quantile(np.stack([image.numpy() for image in images]), [0.01, 0.995])
-
-
-def _names(features):
-    """What each channel of the image shows: CHANNELS, in turn if they are fewer."""
-    names = features.channels.split(",")
-    return [names[i % len(names)] for i in range(features.num_channels)]
-
-
-def _image(image, limits, names):
-    """Draws an image's (4, S, S) channels side by side, with colours between two values."""
-
-    def draw(figure):
-        all_axes = figure.subplots(1, len(names), sharey=True)
-        low, high = limits
-        for axes, name, channel in zip(all_axes, names, image.numpy(), strict=True):
-            shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)
-            axes.set(title=name, xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        figure.colorbar(shown, ax=all_axes, label="deviations", shrink=0.8)
-
-    return draw
+def _image(image, features, *, alt, limits=None):
+    """The picture of an image's (4, S, S) channels; without `limits`, colours of its own."""
+    channels = image.numpy()
+    limits = charts.colour_limits([channels]) if limits is None else limits
+    return wide(
+        lambda figure: charts.image(figure, channels, features.channel_names, limits=limits),
+        alt=alt,
+        height=3,
+    )
 
 
 def means(views, features):
@@ -111,11 +95,11 @@ def means(views, features):
         "The mean of the images of each genre: time from left to right, pitch from bottom to top."
         " The colours of all are on one scale.",
     )
-    limits = _limits(views.means.values())
+    limits = charts.colour_limits([image.numpy() for image in views.means.values()])
     for genre, image in views.means.items():
         count = int(views.energy.set_index("genre")["clips"][genre])
         heading = tag("h3", genre, " ", tag("span", f"{count} clips", class_="soft"))
-        mean = wide(_image(image, limits, _names(features)), alt=f"mean of {genre}", height=3)
+        mean = _image(image, features, alt=f"mean of {genre}", limits=limits)
         yield tag("div", heading, mean)
 
 

@@ -22,6 +22,7 @@ from stemgenre.page import (
     section,
     table,
     tag,
+    wide,
 )
 from stemgenre.settings import KNOBS
 
@@ -167,11 +168,15 @@ def _mistake(clip, shares, best, reader):
         "div",
         tag("h3", f"{clip['file_name']}: {true}, heard as {predicted} ({shares.max():.1%})"),
         table(pd.DataFrame(rows, columns=["genre", "probability", "", " "])),
-        picture(
-            lambda figure: charts.image(figure, image),
+        wide(
+            lambda figure: charts.image(
+                figure,
+                image,
+                best.frontend.features.channel_names,
+                limits=charts.colour_limits([image]),
+            ),
             alt=f"the four channels of {clip['file_name']}",
-            width=10,
-            height=2.5,
+            height=3,
         ),
         _players(clip["path"], stems.float().cpu().numpy(), best.frontend.features.sr),
         class_="card",

@@ -57,6 +57,12 @@ class FeatureSettings:
     num_channels: int = knob(4, choices=(4,))
     img_size: int = knob(600, low=64, high=2048)
 
+    @property
+    def channel_names(self):
+        """What each channel of the image shows: CHANNELS, in turn if they are fewer."""
+        names = self.channels.split(",")
+        return [names[i % len(names)] for i in range(self.num_channels)]
+
 
 @dataclass(frozen=True)
 class AugmentSettings:

@@ -245,3 +245,16 @@ def test_an_older_config_without_the_new_knobs_reads(tmp_path):
 def test_the_cache_is_below_the_data_unless_absolute(given, folder):
     settings = load_settings(config, ["DATA_DIR=music", f"SEPARATION_CACHE_DIR={given}"])
     assert settings.cache_folder == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [
+        ("mix", ["mix"] * 4),
+        ("drums,vocals", ["drums", "vocals", "drums", "vocals"]),
+        ("vocals,drums,bass,other", ["vocals", "drums", "bass", "other"]),
+    ],
+)
+def test_every_channel_of_the_image_has_the_name_of_what_it_shows(channels, names):
+    settings = load_settings(config, [f"CHANNELS={channels}"])
+    assert settings.features.channel_names == names
