@@ -12,7 +12,11 @@ the same draws. `front_end_share` is what of an epoch is not the network. The la
 object.
 
 With --measures, the network's own steps are timed with each of its measures undone in turn, and
-compiled: `ratio` is that way's time over the time as it is, so above 1 the measure pays.
+compiled: `ratio` is that way's time over the time as it is, so above 1 the measure pays. Seen on
+two CPU cores with --clips 16 --batch 8 --size 300 --rounds 2: without channels last 1.47 times the
+time (1.43 to 1.51), with the frozen stages' activations and gradients 2.29 (2.20 to 2.38), without
+the fused optimiser 1.00 (0.97 to 1.04; it is for cards), compiled 0.95 (0.93 to 0.97). No card was
+at hand.
 """
 
 import argparse

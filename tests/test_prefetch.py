@@ -69,7 +69,7 @@ def test_an_error_arrives_with_its_own_item_and_the_others_go_on():
 
 
 def test_what_has_not_begun_is_cancelled_when_the_consumer_stops():
-    begun, gate = [], threading.Event()
+    begun, gate, before = [], threading.Event(), set(threading.enumerate())
 
     def work(number):
         begun.append(number)
@@ -81,4 +81,5 @@ def test_what_has_not_begun_is_cancelled_when_the_consumer_stops():
     threading.Timer(0.1, gate.set).start()
     ahead.close()
     assert begun == [0]
-    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name.startswith("ThreadPoolExecutor")]
