@@ -3,8 +3,8 @@
     python benchmarks/competition.py [--clips 1000] [--epochs 50] [--size 600] [--quick]
 
 Half of the clips are for training, half for the submission, 30 s each. They are renderings of the
-synthesised band, separated by an HTDemucs of full size. The last line is one JSON object: seconds
-of each stage and `total_seconds`.
+synthesised band, separated by an HTDemucs of full size. The last line is one JSON object:
+`total_seconds` and, of each stage, `stage_seconds`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main():
             train.run_competition(settings, run)
         total = time.perf_counter() - started
         seconds = json.loads((folder / "out" / "summary.json").read_text())["seconds"]
-    result = {"total_seconds": round(total, 1), "seconds": seconds, **vars(options)}
+    result = {"total_seconds": round(total, 1), "stage_seconds": seconds, **vars(options)}
     print(json.dumps(result))
 
 

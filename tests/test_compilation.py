@@ -9,8 +9,7 @@ CARD = torch.device("cuda")  # only its type is looked at
 
 
 @pytest.fixture
-def network(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # leaves no processes behind
+def network():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.ReLU())
 
