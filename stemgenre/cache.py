@@ -194,7 +194,11 @@ def _read_member(archive, name, *, kinds):
 @functools.lru_cache(maxsize=1024)
 def _read_header(header):
     """(shape, dtype) in the first bytes of an .npy file; most entries share a few of them."""
-    stream = io.BytesIO(header)
+    return read_npy_header(io.BytesIO(header))
+
+
+def read_npy_header(stream):
+    """(shape, dtype) of an open .npy, which then stands at its first value."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"unknown .npy version {version}")

@@ -8,7 +8,7 @@ from stemgenre.errors import first_line
 
 log = logging.getLogger(__name__)
 
-WORTH_SECONDS = 600.0  # of training left: compiling takes about a minute, a tenth of it has to gain
+WORTH_SECONDS = 600.0  # of training left, so that a tenth gained pays for a minute of compiling
 WORTH_GAIN = 0.97  # of the time an epoch took as it is
 
 

@@ -10,6 +10,7 @@ from stemgenre.page import (
     cards,
     document,
     fact,
+    note,
     printable,
     section,
     table,
@@ -55,9 +56,7 @@ def _rows(frame, *, file, formats=None):
     """The first rows of a table, and where the others are."""
     parts = [table(frame.head(MOST_ROWS), formats=formats)]
     if len(frame) > MOST_ROWS:
-        parts.append(
-            tag("p", f"{MOST_ROWS} of {len(frame)} rows; {file} has all of them.", class_="soft")
-        )
+        parts.append(note(f"{MOST_ROWS} of {len(frame)} rows; {file} has all of them."))
     return parts
 
 

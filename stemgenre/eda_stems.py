@@ -5,7 +5,7 @@ import numpy as np
 from stemgenre import audio, charts
 from stemgenre.cache import STEMS
 from stemgenre.errors import UserError
-from stemgenre.page import cards, player, printable, table, tag, wide
+from stemgenre.page import cards, note, player, printable, table, tag, wide
 from stemgenre.stem_views import SAMPLE
 
 PLAYED = 8.0  # s of each player: fifty of them stay below 5 MB
@@ -22,7 +22,7 @@ def examples(overview, views, features):
             f" ({_channels(views, features)}), {features.img_size} x {features.img_size} pixels.",
         )
     else:
-        yield tag("p", "No clips are separated yet. The stems come with train.py.", class_="soft")
+        yield note("No clips are separated yet. The stems come with train.py.")
     clips = overview.readable("train")
     for genre in overview.genres["genre"]:
         mine = clips[clips["label"] == genre]
@@ -88,7 +88,7 @@ def _image(image, features, *, alt, limits=None):
 def means(views, features):
     """The mean image of each genre."""
     if not views:
-        yield tag("p", "No clips are separated yet.", class_="soft")
+        yield note("No clips are separated yet.")
         return
     yield tag(
         "p",
@@ -106,7 +106,7 @@ def means(views, features):
 def energy(views):
     """The share of each stem in the energy of each genre."""
     if not views:
-        yield tag("p", "No clips are separated yet.", class_="soft")
+        yield note("No clips are separated yet.")
         return
     shares = views.energy
 

@@ -31,8 +31,7 @@ def parse(item, text):
 def check(item, value):
     """`value` as the knob's type, or UserError with the knob, the value and what to write."""
     rules = item.metadata
-    words = () if "parts" in rules else rules.get("words", ())
-    converted = _convert(value, item.type, words)
+    converted = _convert(value, item.type)
     if "parts" in rules and converted is not _WRONG:
         converted = ",".join(part.strip() for part in converted.split(","))
     if converted is _WRONG or not _in_range(converted, rules):
@@ -43,12 +42,12 @@ def check(item, value):
 _WRONG = object()
 
 
-def _convert(value, kind, words):
+def _convert(value, kind):
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
         if not isinstance(value, (tuple, list)) or len(value) != len(kinds):
             return _WRONG
-        parts = tuple(_convert(part, k, ()) for part, k in zip(value, kinds, strict=True))
+        parts = tuple(_convert(part, k) for part, k in zip(value, kinds, strict=True))
         return _WRONG if _WRONG in parts else parts
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None:
@@ -61,18 +60,15 @@ def _convert(value, kind, words):
         return value if float in kinds and math.isfinite(value) else _WRONG
     if isinstance(value, int):
         return value if int in kinds else _WRONG
-    if isinstance(value, str) and str in kinds and value.strip() and "\0" not in value:
-        return value if not words or value in words else _WRONG
-    return _WRONG
+    fits = isinstance(value, str) and str in kinds and value.strip() and "\0" not in value
+    return value if fits else _WRONG
 
 
 def _in_range(value, rules):
     if "choices" in rules:
         return value in rules["choices"]
-    if "parts" in rules:
-        parts = value.split(",")
-        some_once = set(parts) <= set(rules["parts"]) and len(set(parts)) == len(parts)
-        return value in rules["words"] or some_once
+    if isinstance(value, str):
+        return _is_known(value, words=rules.get("words", ()), parts=rules.get("parts", ()))
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -81,6 +77,13 @@ def _in_range(value, rules):
             if number <= rules.get("above", -math.inf):
                 return False
     return list(numbers) == sorted(numbers) or not rules.get("ordered", True)
+
+
+def _is_known(text, *, words, parts):
+    """Whether `text` is one of the words or some of the parts; without these any text is."""
+    chosen = text.split(",")
+    some_once = set(chosen) <= set(parts) and len(set(chosen)) == len(chosen)
+    return text in words or some_once or not (words or parts)
 
 
 def _expected(item):

@@ -99,9 +99,9 @@ def build_model(model, *, num_classes, seed, resuming=False):
         try:
             backbone.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
-            first = str(error).strip().splitlines()[0]
+            source = model.weights_file or WEIGHTS.url
             raise UserError(
-                f"{model.weights_file or WEIGHTS.url} does not hold EfficientNet-B3: {first}"
+                f"{source} does not hold EfficientNet-B3: {first_line(error)}"
             ) from None
         backbone.features[0][0] = widened(backbone.features[0][0], inputs=4)
         net.features.load_state_dict(backbone.features.state_dict())

@@ -85,7 +85,7 @@ def start(machine):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    if device.type == "cpu":
+    elif device.type == "cpu":
         malloc.keep_freed_memory()
     if rank:
         log.setLevel(logging.WARNING)

@@ -15,7 +15,7 @@ import torch
 
 from stemgenre import audio, malloc
 from stemgenre.cache import STEMS
-from stemgenre.errors import UserError
+from stemgenre.errors import UserError, first_line
 from stemgenre.files import sha256
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _load_weights(path):
         ValueError,
         RuntimeError,
     ) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "it is damaged"
+        reason = first_line(error) if str(error).strip() else "it is damaged"
         raise UserError(
             f"{path} cannot be loaded as a Demucs model: {reason}; download it again, "
             "best as .safetensors"

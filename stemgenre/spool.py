@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import torch
 
-from stemgenre.cache import STEMS, UNREADABLE, CacheError
+from stemgenre.cache import STEMS, UNREADABLE, CacheError, read_npy_header
 from stemgenre.errors import UserError
 
 
@@ -21,7 +21,7 @@ def cached_blocks(path, *, samples):
             if archive.testzip():
                 raise ValueError("its check sums do not fit")
             files = [stack.enter_context(archive.open(f"{stem}.npy")) for stem in STEMS]
-            ((length,), dtype), *others = [_npy_header(file) for file in files]
+            ((length,), dtype), *others = [read_npy_header(file) for file in files]
             if any(other != ((length,), dtype) for other in others) or dtype.kind != "f":
                 raise ValueError("its stems are not alike")
             if not length:
@@ -34,13 +34,6 @@ def cached_blocks(path, *, samples):
                 yield torch.from_numpy(block)
     except UNREADABLE as error:
         raise CacheError(f"{path} cannot be read as stems ({error})") from None
-
-
-def _npy_header(file):
-    """(shape, dtype) of an open .npy, which then stands at its first sample."""
-    version = np.lib.format.read_magic(file)[0]
-    shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
-    return shape, dtype
 
 
 class StemSpool:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import config
 import predict
 from stemgenre import Classifier, Prediction, checkpoint, runtime
 from stemgenre.augmentation import PLAIN
-from stemgenre.cache import StemCache
+from stemgenre.cache import STEMS, CacheError, StemCache
 from stemgenre.dataset import StemReader
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.frontend import FrontEnd
@@ -33,6 +34,7 @@ from stemgenre.inference import predict as predict_clips
 from stemgenre.model import GenreNet
 from stemgenre.separation import Separator
 from stemgenre.settings import FeatureSettings, SeparationSettings, load_settings
+from stemgenre.spool import cached_blocks
 from stemgenre.stems import separate_missing
 from stemgenre.streaming import WindowCutter, kept_stems, read_pieces
 
@@ -501,3 +503,12 @@ def test_what_stops_all_files_is_one_line_with_the_way_out(
         predict.main()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_kept_stems_in_a_form_that_is_not_known_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "song.npz", "w") as archive:
+        for stem in STEMS:
+            with archive.open(f"{stem}.npy", "w") as file:
+                np.lib.format.write_array(file, np.zeros(9, np.float16), version=(3, 0))
+    with pytest.raises(CacheError, match=r"unknown \.npy version"):
+        next(cached_blocks(tmp_path / "song.npz", samples=4))
