@@ -1,92 +1,94 @@
-"""What is in the data, before training: a page to look at, tables, and recordings there twice.
+"""What is in the data: file statistics, duplicates and leakage, stems, as a page and as tables.
 
 python eda.py                          writes eda/index.html and tables beside it
 python eda.py DATA_DIR=gtzan           of another dataset
 python eda.py --demo                   of train.py's demo, into runs/demo/eda
 
-Pictures of stems need separated clips: they come after train.py has begun.
+It needs no separated clips; those that train.py has separated so far are shown with their stems.
 """
 
-import logging
-import os
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in train.py, before torch is imported
-
-import config
-from stemgenre import command_line, demo, eda_page, runtime
-from stemgenre.cache import StemCache
+from stemgenre import cli
 from stemgenre.errors import UserError
-from stemgenre.files import remove_leftovers
-from stemgenre.finding import find_audio
-from stemgenre.metadata import load_competition
-from stemgenre.overview import log_summary, take_stock, write_tables
-from stemgenre.settings import load_settings
-from stemgenre.stem_views import view_stems
-from stemgenre.survey import Survey
-
-log = logging.getLogger("stemgenre")
+from stemgenre.files import remove_stale_temp_files
 
 
-def main():
-    parser = command_line.parser(__doc__, config)
-    parser.add_argument("knobs", nargs="*", metavar="KEY=VALUE", help="set a knob for this run")
-    parser.add_argument("--demo", action="store_true", help="the clips of train.py --demo")
-    arguments = parser.parse_intermixed_args()
-    demo_knobs = demo.KNOBS if arguments.demo else []
-    settings = load_settings(config, [*demo_knobs, *arguments.knobs])
-    with runtime.start(settings.machine) as run:
-        if run.world > 1:
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings for this run")
+    parser.add_argument(
+        "--demo", action="store_true", help="use train.py's synthesised competition"
+    )
+    args = parser.parse_intermixed_args()
+    settings = cli.parse_settings(args.settings, demo=args.demo)
+    if not args.demo:
+        cli.check_data_dir(settings)
+
+    from stemgenre.runtime import start_runtime  # imports torch: seconds, so after the arguments
+
+    with start_runtime(settings.machine) as runtime:
+        if runtime.world_size > 1:
             raise UserError("eda.py runs in one process; start it with python, not with torchrun")
-        look(settings, run, make_demo=arguments.demo)
+        run_eda(settings, runtime, make_demo=args.demo)
 
 
-def look(settings, run, *, make_demo=False):
-    """Files in DATA_DIR -> measures, copies, tables, pictures of stems -> EDA_DIR."""
+def run_eda(settings, runtime, *, make_demo=False) -> None:
+    """Files in DATA_DIR -> audio statistics, duplicates, stem statistics -> page and tables."""
+    from stemgenre.data.competition import load_competition
+    from stemgenre.data.find_files import find_audio
+    from stemgenre.demo.demo import ensure_demo
+    from stemgenre.eda.audio_stats import AudioStatsCache
+    from stemgenre.eda.dataset_summary import analyze_dataset, log_summary, write_tables
+    from stemgenre.eda.page import write_page
+    from stemgenre.eda.stem_stats import compute_stem_stats
+    from stemgenre.runtime import thread_count
+    from stemgenre.separation.cache import StemCache
+
     features, folder = settings.features, Path(settings.paths.eda_dir)
-    threads = runtime.worker_count(settings.machine)
+    threads = thread_count(settings.machine)
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
     )
-    survey = Survey(
-        folder / "measured",  # what the network can hear of a clip, at the fastest tempo drawn
+    stats_cache = AudioStatsCache(
+        folder
+        / "audio_stats",  # compares as much of a clip as the network uses at the fastest tempo
         seconds=features.clip_seconds * max(1.0, *settings.augment.time_stretch_rates),
     )
-    remove_leftovers(folder, survey.folder)
+    remove_stale_temp_files(folder, stats_cache.folder)
     if make_demo:
-        demo.prepare(settings.paths.data_dir, cache, features, run)
+        ensure_demo(settings.paths.data_dir, cache, features, runtime)
 
     competition = load_competition(
         settings.paths.data_dir, num_classes="auto", cache_dir=cache.folder
     )
-    audio = find_audio(Path(settings.paths.data_dir), skip=cache.folder)
-    overview = take_stock(
+    summary = analyze_dataset(
         competition,
-        audio,
-        survey,
+        find_audio(Path(settings.paths.data_dir), skip=cache.folder),
+        stats_cache,
         threads=threads,
         clip_seconds=features.clip_seconds,
-        stopped=run.stop_requested,
+        stopped=runtime.sync_stop,
     )
-    if run.stop_requested():
-        raise run.interrupted()
-    views = view_stems(
-        overview.readable("train"),
+    if runtime.sync_stop():
+        raise runtime.interrupted()
+    stem_stats = compute_stem_stats(
+        summary.readable("train"),
         cache,
         features,
         labels=competition.label_names,
-        device=run.device,
+        device=runtime.device,
         seed=settings.machine.seed,
         threads=threads,
-        stopped=run.stop_requested,
+        stopped=runtime.sync_stop,
     )
-    if run.stop_requested():
-        raise run.interrupted()
-    write_tables(folder, overview, views)
-    eda_page.write(folder / "index.html", overview, views, features)
-    log_summary(overview)
-    log.info("the page is %s, the tables are beside it", folder / "index.html")
+    if runtime.sync_stop():
+        raise runtime.interrupted()
+    write_tables(folder, summary, stem_stats)
+    write_page(folder / "index.html", summary, stem_stats, features)
+    log_summary(summary)
+    cli.log.info("the page is %s, the tables are beside it", folder / "index.html")
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    cli.run_script(main)

@@ -1,38 +1,103 @@
 """The cached stems as wav files, to listen to.
 
     python export_separated_wav.py                                   every cached clip
-    python export_separated_wav.py train_0 train_1                   these
+    python export_separated_wav.py train_0 train_1                   these clips
     python export_separated_wav.py data/separated/train_0.npz        this file
-    python export_separated_wav.py train_0 --channels vocals drums   only these stems
-    python export_separated_wav.py --demo --out wav/demo             the demo's
+    python export_separated_wav.py train_0 --stems vocals drums      only these stems
+    python export_separated_wav.py --demo --out wav/demo             the demo's clips
 
 Each clip gets a folder of its own below --out, with one 16-bit wav per stem.
 """
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
-import config
-from stemgenre import command_line, demo, export, runtime
-from stemgenre.cache import STEMS, StemCache
-from stemgenre.settings import load_settings
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from stemgenre import cli
+from stemgenre.data.find_files import natural_key
+from stemgenre.errors import UserError
+from stemgenre.files import atomic_write
+from stemgenre.separation.cache import StemCache
+from stemgenre.settings import STEMS
+
+MAX_PEAK = 32767 / 32768  # of full scale, in 16-bit wav
 
 
-def main():
-    parser = command_line.parser(__doc__, config)
-    parser.add_argument("clips", nargs="*", help="clip names or .npz files; also KEY=VALUE knobs")
-    parser.add_argument("--channels", nargs="+", choices=STEMS, default=STEMS, help="stems wanted")
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("clips", nargs="*", help="clip names or .npz files; also settings")
+    parser.add_argument("--stems", nargs="+", choices=STEMS, default=STEMS, help="stems to write")
     parser.add_argument("--out", type=Path, default=Path("wav"), help="folder for the wav files")
     parser.add_argument("--demo", action="store_true", help="the clips of train.py --demo")
-    arguments = parser.parse_intermixed_args()
-    overrides, clips = command_line.split_overrides(arguments.clips)
-    settings = load_settings(config, [*(demo.KNOBS if arguments.demo else []), *overrides])
+    args = parser.parse_intermixed_args()
+    words, clips = cli.split_words(args.clips)
+    settings = cli.parse_settings(words, demo=args.demo)
     cache = StemCache(
         settings.cache_folder,
         model=settings.separation.separation_model,
         sample_rate=settings.features.sr,
     )
-    export.export_wavs(cache, clips, channels=arguments.channels, out=arguments.out)
+    export_wavs(cache, clips, stems=args.stems, out=args.out)
+
+
+def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str], out: Path) -> None:
+    """Writes `out`/<clip>/<stem>.wav, 16 bit, for each of `stems` of the named clips.
+
+    `names` are clip names or paths of .npz entries; none means every entry of the cache. Raises
+    UserError, after the others are written, if some cannot be read.
+    """
+    paths = [_entry_path(cache, name) for name in names]
+    if not names:
+        paths = sorted(cache.folder.glob("*.npz"), key=natural_key)
+    if not paths:
+        raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
+    failures, attenuated = [], []
+    for path in tqdm(paths, desc="wav", unit="clip"):
+        try:
+            waves, rate = cache.read_file(path)  # (4, samples)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        gain_db = export_clip(waves.astype(np.float32), rate, stems=stems, folder=out / path.stem)
+        if gain_db < 0:
+            attenuated.append(f"{path.stem} by {-gain_db:.1f} dB")
+    for line in attenuated:
+        cli.log.info("all stems attenuated equally to prevent clipping: %s", line)
+    cli.log.info("%d clips written below %s", len(paths) - len(failures), out)
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _entry_path(cache, name):
+    path = Path(name) if name.endswith(".npz") else cache.path(name)
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; python export_separated_wav.py without a name exports all"
+        )
+    return path
+
+
+def export_clip(
+    waves: np.ndarray, sample_rate: int, *, stems: Sequence[str], folder: Path
+) -> float:
+    """The gain in dB, 0 or less, at which the chosen stems of a clip were written.
+
+    `waves` are its stems, (4, samples) float32. All have the same gain, so that they sum to the mix
+    even if one of them would clip.
+    """
+    gain = min(1.0, MAX_PEAK / max(np.abs(waves).max(), 1e-9))
+    for stem in stems:
+        wave = waves[STEMS.index(stem)] * gain
+        data = io.BytesIO()  # soundfile hides the error when a file on disk cannot grow
+        soundfile.write(data, wave, sample_rate, format="WAV", subtype="PCM_16")
+        with atomic_write(folder / f"{stem}.wav") as file:
+            file.write(data.getbuffer())
+    return 20 * np.log10(gain)
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    cli.run_script(main)

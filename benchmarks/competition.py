@@ -2,8 +2,8 @@
 
     python benchmarks/competition.py [--clips 1000] [--epochs 50] [--size 600] [--quick]
 
-Half of the clips are for training, half for the submission, 30 s each. They are renderings of the
-synthesised band, separated by an HTDemucs of full size. The last line is one JSON object:
+Half of the clips are for training, half for the submission, 30 s each. They are synthesised music,
+separated by an HTDemucs of full size. The last line is one JSON object:
 `total_seconds` and, of each stage, `stage_seconds`.
 """
 
@@ -15,18 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the scripts do
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import soundfile
 from separation import save_network
 
-import config
 import train
-from stemgenre import runtime
-from stemgenre.band import GENRES, render
+from stemgenre import cli
+from stemgenre.demo.synth import GENRES, render
+from stemgenre.runtime import start_runtime
 from stemgenre.settings import load_settings
 
-RENDERED = 20  # different clips; the others are copies under other names
+RENDERED = 20  # different clips; the others are links to them
 
 
 def main():
@@ -42,19 +42,19 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.clips, options.epochs, options.size, options.seconds = 40, 2, 64, 6.0
-    runtime.log_to_console()
+    cli.log_to_console()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         save_network(folder)
         write_competition(folder / "data", options)
-        knobs = [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
-        knobs += [f"SEPARATION_REPO={folder}", f"DEVICE={options.device}", "PRETRAINED=False"]
-        knobs += [f"IMG_SIZE={options.size}", f"CLIP_SECONDS={options.seconds}"]
-        knobs += [f"EPOCHS={options.epochs}", f"PATIENCE={options.epochs}"]
-        settings = load_settings(config, knobs)
+        words = [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
+        words += [f"SEPARATION_REPO={folder}", f"DEVICE={options.device}", "PRETRAINED=False"]
+        words += [f"IMG_SIZE={options.size}", f"CLIP_SECONDS={options.seconds}"]
+        words += [f"EPOCHS={options.epochs}", f"PATIENCE={options.epochs}"]
+        settings = load_settings(words)
         started = time.perf_counter()
-        with runtime.start(settings.machine) as run:
-            train.run_competition(settings, run)
+        with start_runtime(settings.machine) as runtime:
+            train.run_competition(settings, runtime)
         total = time.perf_counter() - started
         seconds = json.loads((folder / "out" / "summary.json").read_text())["seconds"]
     result = {"total_seconds": round(total, 1), "stage_seconds": seconds, **vars(options)}

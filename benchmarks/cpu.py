@@ -1,9 +1,9 @@
-"""A training step on the CPU: with the settings of train.py, and with the system's own.
+"""A training step on the CPU: with train.py's memory and thread settings, and with the defaults.
 
     python benchmarks/cpu.py [--size 300] [--rounds 3] [--busy]
 
-Each figure is the median step of a process of its own, `--busy` with a second such process beside
-it. The last line is one JSON object: seconds per image, and the ratios to the system's own.
+Each figure is the median step of a process of its own; `--busy` runs a second such process at the
+same time. The last line is one JSON object: seconds per image, and the ratios to the defaults.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WAYS = {  # name -> (environment, whether malloc keeps what is freed)
-    "system": ({}, False),
+    "defaults": ({}, False),
     "spin": ({"GOMP_SPINCOUNT": "1000"}, False),
     "spin and malloc": ({"GOMP_SPINCOUNT": "1000"}, True),
     "never spin, malloc": ({"GOMP_SPINCOUNT": "0"}, True),
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--busy", action="store_true", help="a second process of the same beside it"
+        "--busy", action="store_true", help="run a second such process at the same time"
     )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
@@ -44,9 +44,8 @@ def main():
             seconds[name].append(run_one(options, *way))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in medians.items():
-        print(
-            f"{name:20} {value:.4f} s per image, {medians['system'] / value:.2f} times the system's"
-        )
+        ratio = medians["defaults"] / value
+        print(f"{name:20} {value:.4f} s per image, {ratio:.2f} times as fast as the defaults")
     print(json.dumps({"seconds_per_image": medians, "size": options.size, "busy": options.busy}))
 
 
@@ -66,13 +65,13 @@ def step_seconds(options):
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from stemgenre.malloc import keep_freed_memory
-    from stemgenre.model import build_model
+    from stemgenre.runtime import keep_freed_memory
     from stemgenre.settings import ModelSettings
+    from stemgenre.training.model import build_model
 
     if options.keep:
         keep_freed_memory()
-    net = build_model(ModelSettings(pretrained=False), num_classes=10, seed=0)
+    net = build_model(ModelSettings.from_config(pretrained=False), num_classes=10, seed=0)
     net = net.to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)

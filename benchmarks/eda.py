@@ -1,12 +1,12 @@
-"""How long eda.py takes for 1,000 clips, and which copies it finds.
+"""How long eda.py takes for 1,000 clips, and which duplicates it finds.
 
     python benchmarks/eda.py [--clips 1000] [--music FOLDER]
 
-Most clips are of the synthesised band, 30 s at 22.05 kHz. A tenth are altered cuts: pieces of
-other clips that begin up to 20 s later, 6 dB softer or louder, half of them by way of mp3. With
---music, a folder of real clips in the competition's layout with a provenance.tsv (file_name,
-source, start_seconds), these are there too, whole and as altered cuts. The last line is one JSON
-object; a pair counts as missed if it shares 10 s or more.
+Most clips are synthesised, 30 s at 22.05 kHz. A tenth are altered cuts: the later parts of other
+clips, from up to 20 s on, 6 dB softer or louder, half of them encoded as mp3. With --music, a
+folder of real clips in the competition's layout with a provenance.tsv (file_name, source,
+start_seconds), these are included, whole and as altered cuts. The last line is one JSON object; a
+pair that overlaps by 10 s or more and is not found counts as missed.
 """
 
 import argparse
@@ -20,20 +20,20 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that make the clips
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that synthesise the clips
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 import soundfile
 
-from stemgenre import audio
-from stemgenre.band import render
-from stemgenre.songbook import GENRES
+from stemgenre.data import audio
+from stemgenre.demo.styles import GENRES
+from stemgenre.demo.synth import render
 
 ROOT = Path(__file__).parents[1]
 SR, SECONDS = 22050, 30.0
-LATEST = 20.0  # s after the beginning of its clip that a cut begins: 10 s are shared at least
-SHARED = 10.0  # s that two clips share, from which on they have to be found
+MAX_TRIM = 20.0  # s from the beginning of a clip to its cut: they overlap by 10 s at least
+MIN_OVERLAP = 10.0  # s of two clips, from which they have to be found
 
 
 def main():
@@ -48,14 +48,14 @@ def main():
         clips = make_clips(folder / "data", options.clips, options.music)
         first = seconds_of_eda(folder)
         again = seconds_of_eda(folder)
-        found = pd.read_csv(folder / "eda" / "copies.csv")
+        found = pd.read_csv(folder / "eda" / "duplicates.csv")
     result = {
         "clips": len(clips),
         "cores": len(os.sched_getaffinity(0)),
         "seconds": round(first, 1),
-        "seconds_again": round(again, 1),
+        "seconds_with_cached_statistics": round(again, 1),
     }
-    print(json.dumps(result | judge(clips, found)))
+    print(json.dumps(result | evaluate(clips, found)))
 
 
 def seconds_of_eda(folder):
@@ -68,13 +68,13 @@ def seconds_of_eda(folder):
 
 
 def make_clips(folder, count, music):
-    """Writes a competition of `count` clips; their names, recordings and starts as a table."""
+    """Writes `count` clips as a competition; a table of their names, recordings and starts."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     clips = real_clips(folder, music) if music else []
-    made = count - count // 10 - len(clips)
+    num_songs = count - count // 10 - len(clips)
     with ProcessPoolExecutor() as pool:
-        clips += pool.map(make_song, [folder] * made, range(made), chunksize=8)
+        clips += pool.map(make_song, [folder] * num_songs, range(num_songs), chunksize=8)
     for number in range(count // 10):
         clips.append(altered_cut(folder, clips[number % len(clips)], number, rng))
     rows = [f"{clip['name']}\t{number % 2}\n" for number, clip in enumerate(clips)]
@@ -96,42 +96,42 @@ def real_clips(folder, music):
     for row in pd.read_csv(music / "provenance.tsv", sep="\t").itertuples():
         (folder / row.file_name).symlink_to(paths[row.file_name].resolve())
         stop = row.start_seconds + audio.probe(paths[row.file_name]).seconds
-        place = {"source": row.source, "start": row.start_seconds, "stop": stop}
-        clips.append({"name": row.file_name, **place})
+        origin = {"source": row.source, "start": row.start_seconds, "stop": stop}
+        clips.append({"name": row.file_name, **origin})
     return clips
 
 
 def altered_cut(folder, clip, number, rng):
-    """A new clip that is the later part of another: 6 dB softer or louder, every second as mp3."""
+    """A new clip, the later part of another: 6 dB softer or louder, every second as mp3."""
     wave, rate = audio.decode(folder / clip["name"])
-    late = rng.uniform(0, LATEST)
-    wave = wave[0, round(late * rate) :] * (2 if number % 4 < 2 else 0.5)
+    trim = rng.uniform(0, MAX_TRIM)
+    wave = wave[0, round(trim * rate) :] * (2 if number % 4 < 2 else 0.5)
     name = f"cut_{number}.{'mp3' if number % 2 else 'au'}"
     soundfile.write(folder / name, np.clip(wave, -1, 1), rate)
-    return {**clip, "name": name, "start": clip["start"] + late}
+    return {**clip, "name": name, "start": clip["start"] + trim}
 
 
-def judge(clips, found):
-    """How many pairs share 10 s or more, are missed or false, and how exact the offsets are."""
-    answers = {}  # (name, name) in order -> s into the first at which the second begins
+def evaluate(clips, found):
+    """The numbers of pairs that overlap, are missed and are false; the errors of the offsets."""
+    offsets = {}  # (first name, second name) -> s into the first at which the second begins
     for row in found.itertuples():
-        answers[row.first, row.second] = row.offset_seconds
-        answers[row.second, row.first] = -row.offset_seconds
+        offsets[row.first, row.second] = row.offset_seconds
+        offsets[row.second, row.first] = -row.offset_seconds
     result = {"pairs": 0, "missed": 0, "pairs_found": len(found), "false": 0}
     errors = []
-    for one, two in itertools.combinations(clips.to_dict("records"), 2):
-        offset = answers.get((one["name"], two["name"]))
-        if one["source"] != two["source"]:
+    for first, second in itertools.combinations(clips.to_dict("records"), 2):
+        offset = offsets.get((first["name"], second["name"]))
+        if first["source"] != second["source"]:
             result["false"] += offset is not None
             continue
-        shared = min(one["stop"], two["stop"]) - max(one["start"], two["start"])
-        if shared >= SHARED:
+        overlap = min(first["stop"], second["stop"]) - max(first["start"], second["start"])
+        if overlap >= MIN_OVERLAP:
             result["pairs"] += 1
             result["missed"] += offset is None
         if offset is not None:
-            errors.append(abs(offset - (two["start"] - one["start"])))
-    result["worst_offset_error_seconds"] = round(max(errors, default=0.0), 4)
-    return result | {"least_similarity": round(float(found["similarity"].min()), 3)}
+            errors.append(abs(offset - (second["start"] - first["start"])))
+    result["max_offset_error_seconds"] = round(max(errors, default=0.0), 4)
+    return result | {"min_similarity": round(float(found["similarity"].min()), 3)}
 
 
 if __name__ == "__main__":

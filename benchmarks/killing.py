@@ -1,13 +1,14 @@
-"""Real runs of `python train.py --demo`, killed at random moments and started again.
+"""Real runs of `python train.py --demo`, killed at random moments and resumed.
 
     python benchmarks/killing.py --times 50 [--epochs 3] [--jobs 2] [--seed 0]
 
-Clips of 2 seconds, half of them to validate, one thread a run, a checkpoint every three seconds: a
-run takes about 20 seconds on an idle core. Each trial is killed by SIGKILL once, at a moment drawn
-from the length of an undisturbed run, and goes on with RESUME_FROM_CHECKPOINT=True (afresh, if
-there is no checkpoint yet). It is equal if weights, best weights, metrics without seconds and
-submit.csv are those of the undisturbed run, bit for bit. Work lost is the time from the last
-checkpoint to the kill; without one, from the start. The last line is one JSON object.
+Clips of 2 seconds, half of them for validation, one thread per run, a checkpoint every three
+seconds: a run takes about 20 seconds on an idle core. Each trial is killed by SIGKILL once, at a
+random moment within the length of an uninterrupted run, and resumed with
+RESUME_FROM_CHECKPOINT=True (from scratch, if there is no checkpoint yet). It is equal if weights,
+best weights, metrics without seconds and submit.csv are those of the uninterrupted run, bit for
+bit. Work lost is the time from the last checkpoint to the kill; without one, from the start. The
+last line is one JSON object.
 """
 
 import argparse
@@ -28,10 +29,10 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from stemgenre import checkpoint
+from stemgenre.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
-KNOBS = (
+SETTINGS = (
     "CLIP_SECONDS=2", "TEST_SIZE=0.5", "IMG_SIZE=64", "FREEZE_STAGES=6", "CHECKPOINT_MINUTES=0.05",
     "DEVICE=cpu",
 )  # fmt: skip
@@ -51,16 +52,16 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--times", type=int, default=50, help="runs that are killed")
+    parser.add_argument("--times", type=int, default=50, help="number of killed runs")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trials, seconds = kill_runs(Path(folder), options)
     equal = sum(trial.equal for trial in trials)
     with_checkpoint = [trial.lost for trial in trials if trial.had_checkpoint]
-    print(f"{equal} of {len(trials)} ended equal to the undisturbed run of {seconds:.1f} s")
+    print(f"{equal} of {len(trials)} ended equal to the uninterrupted run of {seconds:.1f} s")
     most, saved = max(trial.lost for trial in trials), max(with_checkpoint, default=0)
     print(f"most work lost: {most:.1f} s; of a run that had saved a checkpoint: {saved:.1f} s")
     result = {
@@ -75,17 +76,19 @@ def main():
 
 
 def kill_runs(folder, options):
-    """(the Trials, seconds of an undisturbed run)."""
-    knobs = [*KNOBS, f"DATA_DIR={folder / 'data'}", f"EPOCHS={options.epochs}"]
-    finish(knobs, folder / "first")  # makes the demo, too
+    """(the Trials, seconds of an uninterrupted run)."""
+    settings = [*SETTINGS, f"DATA_DIR={folder / 'data'}", f"EPOCHS={options.epochs}"]
+    finish(settings, folder / "first")  # makes the demo, too
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        outs = [folder / f"undisturbed_{number}" for number in range(options.jobs)]
-        seconds = min(pool.map(lambda out: finish(knobs, out), outs))
+        outs = [folder / f"uninterrupted_{number}" for number in range(options.jobs)]
+        seconds = min(pool.map(lambda out: finish(settings, out), outs))
         expected = result(folder / "first")
         if not all(is_equal(result(out), expected) for out in outs):
-            raise SystemExit("undisturbed runs differ from each other")
+            raise SystemExit("uninterrupted runs differ from each other")
         waiting = [
-            pool.submit(kill_one, knobs, folder / str(number), seconds, options.seed + number)
+            pool.submit(
+                kill_and_finish, settings, folder / str(number), seconds, options.seed + number
+            )
             for number in range(options.times)
         ]
         trials = []
@@ -98,11 +101,11 @@ def kill_runs(folder, options):
     return trials, seconds
 
 
-def start(knobs, out):
-    """train.py's process; it goes on from a checkpoint in `out` if there is one."""
+def start(settings, out):
+    """train.py's process; resumed if there is a checkpoint in `out`."""
     path = out / "checkpoint.pth"
     resume = path.exists() or checkpoint.previous_path(path).exists()
-    command = [sys.executable, "train.py", "--demo", *knobs, f"OUTPUT_DIR={out}"]
+    command = [sys.executable, "train.py", "--demo", *settings, f"OUTPUT_DIR={out}"]
     return subprocess.Popen(
         [*command, f"RESUME_FROM_CHECKPOINT={resume}"],
         cwd=ROOT,
@@ -113,22 +116,22 @@ def start(knobs, out):
     )
 
 
-def finish(knobs, out):
+def finish(settings, out):
     """Runs to the end and returns the seconds it took."""
     started = time.monotonic()
-    process = start(knobs, out)
+    process = start(settings, out)
     errors = process.communicate()[1]
     if process.returncode:
         raise SystemExit(f"{out} ended with {process.returncode}: {errors}")
     return time.monotonic() - started
 
 
-def kill_one(knobs, out, seconds, seed):
+def kill_and_finish(settings, out, seconds, seed):
     """Kills a run within `seconds` of its start and finishes it: (out, fields of a Trial)."""
     rng = random.Random(seed)
     while True:
         moment, started = rng.uniform(0, seconds), time.time()
-        process = start(knobs, out)
+        process = start(settings, out)
         try:
             process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
@@ -137,9 +140,9 @@ def kill_one(knobs, out, seconds, seed):
             process.communicate()
         if process.returncode == -signal.SIGKILL:
             break
-        shutil.rmtree(out)  # it was done before
+        shutil.rmtree(out)  # it had ended before
     saved = [path.stat().st_mtime for path in out.glob("checkpoint*.pth")]
-    finish(knobs, out)
+    finish(settings, out)
     lost = killed - max(saved, default=started)
     return out, {"killed_after": round(moment, 1), "lost": lost, "had_checkpoint": bool(saved)}
 
@@ -152,14 +155,14 @@ def result(out):
     return [weights, best], metrics, (out / "submit.csv").read_bytes()
 
 
-def is_equal(one, other):
+def is_equal(found, expected):
     """Whether two results are the same, bit for bit."""
-    pairs = zip(one[0], other[0], strict=True)
+    pairs = zip(found[0], expected[0], strict=True)
     same = all(
         left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
         for left, right in pairs
     )
-    return same and one[1].equals(other[1]) and one[2] == other[2]
+    return same and found[1].equals(expected[1]) and found[2] == expected[2]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A long training on a tiny dataset: does the process grow, do files stay open?
+"""A long training on a tiny data set: growth of memory and of open files.
 
     python benchmarks/long_run.py [--epochs 300]
 
-The demo's network on twenty clips of half a second. Memory is what the process has in RAM (Linux:
+The demo's network on twenty clips of half a second. Memory is the resident set (Linux:
 /proc/self/statm) after each epoch; growth compares the mean of the last tenth with that of the
-second tenth, once everything has been used once. Fonts are not counted among the open files:
-matplotlib keeps those that it has used, a few at most. The last line is one JSON object.
+second tenth. Fonts are not counted among the open files: matplotlib keeps those that it has used, a
+few at most. The last line is one JSON object.
 """
 
 import argparse
@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import config
 import train
-from stemgenre import demo, runtime
-from stemgenre.cache import StemCache
+from stemgenre.demo.demo import write_demo
+from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
-from stemgenre.trainer import Trainer
+from stemgenre.training.trainer import Trainer
 
-KNOBS = (
+SETTINGS = (
     "SR=11025", "CLIP_SECONDS=0.5", "N_FFT=512", "HOP_LENGTH=256", "N_MELS=32", "IMG_SIZE=64",
     "PRETRAINED=False", "FREEZE_STAGES=8", "TEST_SIZE=0.5", "SEPARATION_MODEL=synthesised",
     "PATIENCE=100000",
@@ -57,7 +57,7 @@ def long_run(folder, options):
     """(seconds, bytes in RAM after each epoch, open files after each epoch)."""
     cache = StemCache(folder / "data" / "separated", model="synthesised", sample_rate=11025)
     amounts = {"train_per_genre": 2, "test_per_genre": 1, "seconds": 0.5, "sr": 11025}
-    demo.write_demo(folder / "data", seed=0, cache=cache, **amounts)
+    write_demo(folder / "data", seed=0, cache=cache, **amounts)
     memory, files, save = [], [], Trainer.save
 
     def watched(self):
@@ -66,12 +66,12 @@ def long_run(folder, options):
         files.append(open_files())
 
     Trainer.save = watched
-    knobs = [f"EPOCHS={options.epochs}", f"DEVICE={options.device}"]
-    knobs += [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
-    settings = load_settings(config, [*KNOBS, *knobs])
+    words = [f"EPOCHS={options.epochs}", f"DEVICE={options.device}"]
+    words += [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
+    settings = load_settings([*SETTINGS, *words])
     started = time.monotonic()
-    with runtime.start(settings.machine) as run:
-        train.run_competition(settings, run)
+    with start_runtime(settings.machine) as runtime:
+        train.run_competition(settings, runtime)
     return time.monotonic() - started, memory, files
 
 

@@ -1,83 +1,89 @@
-"""The pictures of README.md, from what the demo has put out.
+"""The pictures of README.md, made from the demo's outputs.
 
     python train.py --demo && python eda.py --demo && python benchmarks/pictures.py
 
-Writes docs/pictures/channels.webp, confusion.webp and eda.webp. The last needs Chromium and pytest.
+Writes docs/pictures/channels.webp, confusion.webp and eda.webp. The last needs Chromium and
+playwright (requirements-dev.txt).
 """
 
-import dataclasses
+import io
+import shutil
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.image import imread, imsave
+from PIL import Image
+from playwright.sync_api import sync_playwright
 from sklearn.metrics import confusion_matrix
 
-from stemgenre import charts
-from stemgenre.augmentation import PLAIN
-from stemgenre.cache import StemCache
-from stemgenre.files import replacing
-from stemgenre.frontend import FrontEnd
-from stemgenre.inference import load_best
-from tests.browser import look
+from stemgenre.features.augmentation import NO_AUGMENT
+from stemgenre.features.log_mel import Frontend
+from stemgenre.files import atomic_write
+from stemgenre.html import charts
+from stemgenre.separation.cache import StemCache
+from stemgenre.training.inference import load_model
 
 ROOT = Path(__file__).parents[1]
 DATA, RUN, PICTURES = ROOT / "data" / "demo", ROOT / "runs" / "demo", ROOT / "docs" / "pictures"
 CLIP = "train_1"
-IMG_SIZE = 256  # pixels: the demo's own 72 are few to look at
-PAGE_FROM = "<h2>One clip of each genre</h2>"  # of eda.py's page; what is before is left out
-PAGE_WIDTH = 1100  # pixels of the screen
-PAGE_ROWS = slice(40, 840)  # pixels of the part: the first genre's card
-FORM = {"format": "webp", "pil_kwargs": {"quality": 85}}  # a third of a PNG, letters still sharp
+IMG_SIZE = 256  # pixels: the demo's own 72 are too few to look at
+EDA_SECTION = "One clip of each genre"  # of eda.py's page; the picture is of its first genre
+PAGE_WIDTH = 1100  # pixels of the browser's window
+WEBP = {"format": "webp", "quality": 85}  # a third of a PNG's size, letters still sharp
 
 
-def main():
+def main() -> None:
     draw(PICTURES / "channels.webp", channels, width=10, height=2.7)
     draw(PICTURES / "confusion.webp", confusion, width=7, height=5.6)
-    with replacing(PICTURES / "eda.webp") as file:
-        imsave(file, page(), **FORM)
+    with atomic_write(PICTURES / "eda.webp") as file:
+        eda_example().save(file, **WEBP)
 
 
-def draw(path, chart, *, width, height):
-    """Writes what `chart(figure)` puts on a white Figure of that size, in inches, to `path`."""
+def draw(path: Path, chart: Callable[[Figure], None], *, width: float, height: float) -> None:
+    """Writes what `chart(figure)` draws on a white Figure of that size, in inches, to `path`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     chart(figure)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=100, **FORM)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=100)
+    with atomic_write(path) as file:
+        Image.open(stream).convert("RGB").save(file, **WEBP)
 
 
-def channels(figure):
-    """The image of CLIP as the demo's model gets it, but of IMG_SIZE."""
-    frontend = load_best(RUN / "best_model.pth", torch.device("cpu")).frontend
-    features = dataclasses.replace(frontend.features, img_size=IMG_SIZE)
-    frontend = FrontEnd(features, device=torch.device("cpu"), channels=frontend.channels)
+def channels(figure: Figure) -> None:
+    """Draws the image of CLIP as the demo's model gets it, but of IMG_SIZE."""
+    frontend = load_model(RUN / "best_model.pth", torch.device("cpu")).frontend
+    features = frontend.features.model_copy(update={"img_size": IMG_SIZE})
+    frontend = Frontend(features, device=torch.device("cpu"), channel_stats=frontend.channel_stats)
     cache = StemCache(DATA / "separated", model="synthesised", sample_rate=features.sr)
     stems = torch.from_numpy(cache.read_file(cache.path(CLIP))[0])  # (4, samples)
-    image = frontend([stems], [PLAIN])[0].numpy()
+    image = frontend([stems], [NO_AUGMENT])[0].numpy()  # (4, S, S)
     charts.image(figure, image, features.channel_names, limits=charts.colour_limits([image]))
 
 
-def confusion(figure):
-    """The confusion matrix of the demo's validation clips."""
+def confusion(figure: Figure) -> None:
+    """Draws the confusion matrix of the demo's validation clips."""
     clips = pd.read_csv(RUN / "valid_predictions.csv")
     genres = list(clips.columns[3:])  # after file_name, label, predicted
     matrix = confusion_matrix(clips["label"], clips["predicted"], labels=genres)
     charts.confusion(figure, matrix, genres)
 
 
-def page():
-    """A part of the page about the demo's data, as pixels (rows, columns, RGB)."""
-    text = (RUN / "eda" / "index.html").read_text(encoding="utf-8")
-    part = text[: text.index("<h1>")] + text[text.index(PAGE_FROM) :]
-    with tempfile.TemporaryDirectory() as folder:
-        html, png = Path(folder, "part.html"), Path(folder, "part.png")
-        html.write_text(part, encoding="utf-8")
-        look(html, width=PAGE_WIDTH, picture=png)
-        return imread(png)[PAGE_ROWS, :, :3]
+def eda_example() -> Image.Image:
+    """The first genre of EDA_SECTION on the page about the demo's data, as a browser shows it."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": PAGE_WIDTH, "height": 900})
+        page.goto((RUN / "eda" / "index.html").resolve().as_uri())
+        section = page.locator("section", has=page.get_by_role("heading", name=EDA_SECTION))
+        screenshot = section.locator(".card").first.screenshot()
+        browser.close()
+    return Image.open(io.BytesIO(screenshot)).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/predict.py [FILE ...] [--minutes 1 3 10 30] [--quick]
     python benchmarks/predict.py song.ogg --model runs/demo/best_model.pth --repo data/models
 
-Runs predict.py in a process of its own for a file of each length, music of the synthesised band in
-44.1 kHz stereo, and for each FILE as it is. Without --model the network is of full size with random
-weights; without --repo the HTDemucs is a tiny one: another one adds its own memory to every figure
-alike. What one piece takes is reached after about two minutes, so the shortest file can need less.
+Runs predict.py in a process of its own for a file of each length, synthesised music in 44.1 kHz
+stereo, and for each FILE as it is. Without --model the network is of full size with random
+weights; without --repo the HTDemucs is a tiny one: another one adds its own memory to every
+figure. What one chunk takes is reached after about two minutes, so the shortest file can need less.
 The figures are the processes' peaks in RAM as Linux counts them, libraries included; a whole
 song's stems would add 42 MB a minute (float32, 44.1 kHz, mono) if they were held. The last line is
 one JSON object: peak megabytes of each file, and of the longest length over the others.
@@ -26,11 +26,11 @@ import soundfile
 import torch
 from separation import save_network
 
-from stemgenre import checkpoint
-from stemgenre.band import GENRES, render
-from stemgenre.frontend import FrontEnd
-from stemgenre.model import GenreNet
+from stemgenre.demo.synth import GENRES, render
+from stemgenre.features.log_mel import Frontend
 from stemgenre.settings import FeatureSettings
+from stemgenre.training import checkpoint
+from stemgenre.training.model import GenreNet
 
 PREDICT = Path(__file__).parents[1] / "predict.py"
 TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
@@ -48,7 +48,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", type=Path, help="audio that is measured too")
+    parser.add_argument("files", nargs="*", type=Path, help="further audio files")
     parser.add_argument("--minutes", nargs="+", type=float, default=[1, 3, 10, 30])
     parser.add_argument("--model", type=Path, help="a best_model.pth")
     parser.add_argument("--repo", type=Path, help="SEPARATION_REPO")
@@ -61,8 +61,8 @@ def main():
         folder = Path(folder)
         save_network(folder, TINY)
         save_model(folder / "model.pth", size=64 if options.quick else 600)
-        knobs = [f"SEPARATION_REPO={options.repo or folder}", f"DEVICE={options.device}"]
-        words = ["--model", options.model or folder / "model.pth", *knobs]
+        settings = [f"SEPARATION_REPO={options.repo or folder}", f"DEVICE={options.device}"]
+        words = ["--model", options.model or folder / "model.pth", *settings]
         peaks = {}
         for minutes in options.minutes:
             path = folder / f"{minutes:g} minutes.wav"
@@ -83,10 +83,10 @@ def main():
 def save_model(path, *, size):
     """A best_model.pth of random weights for images of `size` pixels."""
     torch.manual_seed(0)
-    frontend = FrontEnd(
-        FeatureSettings(img_size=size),
+    frontend = Frontend(
+        FeatureSettings.from_config(img_size=size),
         device=torch.device("cpu"),
-        channels=([-45.0] * 4, [20.0] * 4),
+        channel_stats=([-45.0] * 4, [20.0] * 4),
     )
     content = {"weights": GenreNet(len(GENRES)).state_dict(), "epoch": 1, "valid_accuracy": 0.1}
     labels = {"label_ids": list(range(len(GENRES))), "label_names": list(GENRES)}
@@ -94,7 +94,7 @@ def save_model(path, *, size):
 
 
 def write_music(path, minutes):
-    """A stereo file of the band, one genre after the other every half minute."""
+    """A stereo file of synthesised music, another genre every half minute."""
     left = round(minutes * 60 * SR)
     parts = [render(genre, seed=1, seconds=30, sr=SR).sum(0) for genre in GENRES[:4]]
     with soundfile.SoundFile(path, "w", SR, channels=2, subtype="PCM_16") as file:
@@ -106,7 +106,7 @@ def write_music(path, minutes):
 
 
 def peak_megabytes(path, words):
-    """The most that predict.py had in RAM while it predicted the file at `path`."""
+    """Peak memory of predict.py for the file at `path`, in MB."""
     command = [sys.executable, "-c", PEAK, sys.executable, PREDICT, path, *words]
     started = time.perf_counter()
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)

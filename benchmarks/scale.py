@@ -1,9 +1,9 @@
-"""What grows with the number of clips: seconds to decide, memory to separate, epoch overhead.
+"""What grows with the number of clips: checking the cache, memory of separation, epoch overhead.
 
     python benchmarks/scale.py [--clips 100000] [--quick]
 
-Decides what is to do for so many cached clips; separates 50 and 500 clips of one second with a
-tiny HTDemucs, each in a process of its own; and goes through an epoch's batches without network or
+Checks so many cached clips; separates 50 and 500 clips of one second with a
+tiny HTDemucs, each in a process of its own; and iterates over an epoch's batches without network or
 files. The last line is one JSON object.
 """
 
@@ -17,23 +17,22 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the scripts do
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 import soundfile
 from separation import save_network
 
-import config
-from stemgenre import runtime
-from stemgenre.augmentation import draw
-from stemgenre.cache import StemCache
-from stemgenre.dataset import epoch_batches
-from stemgenre.metadata import load_competition
+from stemgenre.data.competition import load_competition
+from stemgenre.features.augmentation import sample_params
+from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.separate import separate_missing
 from stemgenre.settings import AugmentSettings, load_settings
-from stemgenre.stems import separate_missing
+from stemgenre.training.stem_loader import epoch_batches
 
-MOST_LINKS = 50_000  # to one file: the sources are the same few, the entries each their own
+MAX_LINKS = 50_000  # to one file: the sources are the same few, the entries each their own
 TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
 
 
@@ -51,15 +50,15 @@ def main():
     if options.quick:
         options.clips = 10_000
     few, many = 50, 150 if options.quick else 500
-    result = deciding(options.clips) | {"epoch_overhead_seconds": epoch_overhead(options.clips)}
+    result = checking(options.clips) | {"epoch_overhead_seconds": epoch_overhead(options.clips)}
     peaks = {count: separation_in_own_process(count) for count in (few, many)}
     result["separation_peak_gigabytes"] = peaks
     result["separation_peak_ratio"] = round(peaks[many] / peaks[few], 3)
     print(json.dumps({"clips": options.clips, **result}))
 
 
-def deciding(count):
-    """Seconds to read the tables and to find out that every clip is cached."""
+def checking(count):
+    """Seconds to read the tables and to check that every clip is cached."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         cache = StemCache(folder / "separated", model="m", sample_rate=22050)
@@ -68,7 +67,7 @@ def deciding(count):
         rows = ["file_name\tlabel_id"]
         for i in range(count):
             path = sounds / f"train_{i}.wav"
-            if i % MOST_LINKS == 0:
+            if i % MAX_LINKS == 0:
                 source = path
                 soundfile.write(source, np.full(100, 0.1), 22050)
             else:
@@ -89,21 +88,21 @@ def deciding(count):
         assert not todo, f"{len(todo)} fresh entries are not current"
     return {
         "tables_seconds": round(loaded - started, 2),
-        "deciding_seconds": round(seconds, 2),
-        "deciding_megabytes": round(grown / 1e3, 1),
+        "checking_seconds": round(seconds, 2),
+        "checking_megabytes": round(grown / 1e3, 1),
     }
 
 
 def epoch_overhead(count):
-    """Seconds of an epoch's bookkeeping: order, batches, one draw per clip."""
+    """Seconds of an epoch's bookkeeping: order, batches, one sampling per clip."""
     clips = pd.DataFrame({"clip": [f"train_{i}" for i in range(count)], "target": 0})
     started = time.perf_counter()
     batches = epoch_batches(clips, batch_size=24, seed=1, epoch=1)
     order = time.perf_counter() - started
     for batch in batches:
         for i in batch:
-            draw(AugmentSettings(), seed=1, epoch=1, clip_index=int(i))
-    return {"order": round(order, 3), "draws": round(time.perf_counter() - started - order, 3)}
+            sample_params(AugmentSettings.from_config(), seed=1, epoch=1, clip_index=int(i))
+    return {"order": round(order, 3), "sampling": round(time.perf_counter() - started - order, 3)}
 
 
 def separation_in_own_process(count):
@@ -123,10 +122,10 @@ def peak_of_separation(count):
             path = folder / f"clip_{i}.wav"
             soundfile.write(path, rng.normal(0, 0.1, 22050), 22050)
             rows.append({"clip": path.stem, "path": path})
-        settings = load_settings(config, [f"SEPARATION_REPO={folder}", "DEVICE=cpu"])
+        settings = load_settings([f"SEPARATION_REPO={folder}", "DEVICE=cpu"])
         cache = StemCache(folder / "separated", model="htdemucs", sample_rate=22050)
-        with runtime.start(settings.machine) as run:
-            separate_missing(pd.DataFrame(rows), cache, settings, run)
+        with start_runtime(settings.machine) as runtime:
+            separate_missing(pd.DataFrame(rows), cache, settings, runtime)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

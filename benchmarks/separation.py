@@ -1,10 +1,10 @@
 """Separation: the plain recipe against this pipeline, on the same clips and the same network.
 
-    python benchmarks/separation.py --data DIR [--clips 6] [--rounds 3] [--device cuda] [--quick]
+    python benchmarks/separation.py [--data DIR] [--clips 6] [--rounds 3] [--device cuda] [--quick]
 
 The network is the full-size HTDemucs with random weights: its speed is that of the real one. The
 plain recipe is, per file, librosa.load, demucs.apply.apply_model with its defaults,
-librosa.resample and numpy.savez_compressed. The two run in turn, each time in a process of their
+librosa.resample and numpy.savez_compressed. The two take turns, each time in a process of its
 own, from loading the network to the last file written. `ratio` is the recipe's time over the
 pipeline's. `error_db` is the level of the difference to the recipe's stems without its random
 shift, and `error_same_windows_db` that with this pipeline's overlap too. The last line is one JSON
@@ -26,19 +26,21 @@ from pathlib import Path
 import librosa
 import numpy as np
 import pandas as pd
+import soundfile
 import torch
 from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import config
-from stemgenre import audio, runtime
-from stemgenre.cache import STEMS, StemCache
-from stemgenre.finding import find_audio
-from stemgenre.separation import load_demucs
-from stemgenre.settings import SeparationSettings, load_settings
-from stemgenre.stems import separate_missing
+from stemgenre.data import audio
+from stemgenre.data.find_files import find_audio
+from stemgenre.demo.synth import GENRES, render
+from stemgenre.runtime import pick_device, start_runtime
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.demucs_model import load_demucs
+from stemgenre.separation.separate import separate_missing
+from stemgenre.settings import STEMS, SeparationSettings, load_settings
 
 SOURCES = ["drums", "bass", "other", "vocals"]
 FULL_SIZE = {"bottom_channels": 512, "segment": 7.8}  # of the htdemucs that is downloaded
@@ -48,7 +50,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with audio files")
+    parser.add_argument(
+        "--data", type=Path, help="folder with audio files; synthesised clips if none is given"
+    )
     parser.add_argument("--clips", type=int, default=6, help="how many of them")
     parser.add_argument("--rounds", type=int, default=3, help="how often both run")
     parser.add_argument("--device", default="auto")
@@ -58,17 +62,33 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.clips, options.rounds = 3, 2
-    found = find_audio(options.data, skip=options.data / "separated")
-    if not found:
-        parser.error(f"no audio below {options.data}")
-    paths = [found[i % len(found)] for i in range(options.clips)]
     if options.way:
-        print(json.dumps(run_one(paths, options)))
+        print(json.dumps(run_recipe(find_clips(options), options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
         save_network(options.folder)
+        if options.data is None:
+            options.data = options.folder / "clips"
+            write_clips(options.data, options.clips)
+        paths = find_clips(options)
+        if not paths:
+            parser.error(f"no audio below {options.data}")
         print(json.dumps(compare(paths, options)))
+
+
+def find_clips(options):
+    """Paths of as many clips as asked for; the same ones again if there are fewer."""
+    found = find_audio(options.data, skip=options.data / "separated")
+    return [found[i % len(found)] for i in range(options.clips if found else 0)]
+
+
+def write_clips(folder, count):
+    """Synthesised clips as a competition's: 30 s, 22.05 kHz, mono."""
+    folder.mkdir()
+    for i in range(count):
+        mix = render(GENRES[i % len(GENRES)], seed=i, seconds=30.0).sum(0)
+        soundfile.write(folder / f"clip_{i}.wav", mix, 22050)
 
 
 def compare(paths, options):
@@ -78,10 +98,10 @@ def compare(paths, options):
         for way, found in results.items():
             found.append(in_own_process(way, options))
             print(f"round {number + 1}: {way} {found[-1]}", flush=True)
-    seconds = {way: [one["seconds"] for one in found] for way, found in results.items()}
+    seconds = {way: [run["seconds"] for run in found] for way, found in results.items()}
     ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
     ours = statistics.median(seconds["ours"])
-    device = runtime.pick_device(options.device)
+    device = pick_device(options.device)
     model = load_demucs("htdemucs", options.folder).to(device)
     return {
         "ratio": round(statistics.median(ratios), 3),
@@ -96,10 +116,10 @@ def compare(paths, options):
             model,
             device,
             shifts=0,
-            overlap=SeparationSettings().separation_overlap,
+            overlap=SeparationSettings.from_config().separation_overlap,
         ),
         **{
-            f"{way}_peak_gigabytes": max(one["peak_gigabytes"] for one in found)
+            f"{way}_peak_gigabytes": max(run["peak_gigabytes"] for run in found)
             for way, found in results.items()
         },
         "device": str(device),
@@ -107,7 +127,7 @@ def compare(paths, options):
 
 
 def in_own_process(way, options):
-    """The result of run_one in a fresh process."""
+    """The result of run_recipe in a fresh process."""
     command = [sys.executable, __file__, "--way", way, "--folder", options.folder]
     command += ["--data", options.data, "--clips", options.clips, "--device", options.device]
     environment = os.environ | ({"GOMP_SPINCOUNT": "1000"} if way == "ours" else {})
@@ -117,18 +137,17 @@ def in_own_process(way, options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_one(paths, options):
+def run_recipe(paths, options):
     """Seconds and peak memory of one way, into an empty folder."""
     shutil.rmtree(options.folder / options.way, ignore_errors=True)
-    knobs = [f"SEPARATION_REPO={options.folder}", f"DEVICE={options.device}"]
-    settings = load_settings(config, knobs)
+    settings = load_settings([f"SEPARATION_REPO={options.folder}", f"DEVICE={options.device}"])
     clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(len(paths))], "path": paths})
     started = time.perf_counter()
     if options.way == "ours":
-        with runtime.start(settings.machine) as run:
-            separate_missing(clips, our_cache(options.folder), settings, run)
+        with start_runtime(settings.machine) as runtime:
+            separate_missing(clips, our_cache(options.folder), settings, runtime)
     else:
-        device = runtime.pick_device(options.device)
+        device = pick_device(options.device)
         plain_recipe(clips, options.folder / "plain", options.folder, device)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -151,7 +170,7 @@ def save_network(folder, size=FULL_SIZE):
 
 
 def plain_recipe(clips, out, repo, device):
-    """What everybody writes first."""
+    """The straightforward loop over files."""
     out.mkdir()
     model = load_demucs("htdemucs", repo)
     for row in clips.itertuples():

@@ -1,20 +1,20 @@
-"""What a stem is worth: the accuracy with the mix alone, with each stem alone, and with all four.
+"""Accuracy with the mix alone, with each stem alone, and with all four stems.
 
     python benchmarks/stems.py [--seeds 3] [--quick] [KEY=VALUE ...]     on the demo
-    python benchmarks/stems.py --data data [--seeds 3] [KEY=VALUE ...]   on a competition of yours
+    python benchmarks/stems.py --data data [--seeds 3] [KEY=VALUE ...]   on your competition
 
-Each line of the table is train.py in processes of its own, with another CHANNELS. The network has
-four inputs in all of them, so it has as many weights; clips, split, order of the epochs and
-augmentation of a seed are the same. Another seed is another split too: `against mix` compares
-within each seed. What comes after +- is the standard deviation over the seeds.
+Each row of the table is train.py with another CHANNELS, in a process of its own. The network has
+four input channels in all of them, and so as many weights; clips, split, order of the clips and
+augmentation are the same for the same seed. Another seed is another split, too: `against mix`
+compares within each seed. What follows +- is the standard deviation over the seeds.
 
-What the table does not say. A split's validation clips are few, 32 in the demo: one accuracy has
-the standard error sqrt(p (1 - p) / clips), which stands below the table, and differences within it
-mean nothing without many seeds. The validation accuracy is that of the best epoch, so it is too
-high, for all lines alike; the test accuracy, where the data has a test_master, is not. Seeds share
-most of their training clips, so their spread is not that of fresh data. The demo's music is
-synthesised and its stems are true ones: what it shows holds for the demo, not for music. The last
-line is one JSON object.
+Limits. A split has few validation clips, 32 in the demo: an accuracy p has the standard error
+sqrt(p (1 - p) / clips), which is printed below the table, and smaller differences mean nothing
+without many seeds. The validation accuracy is that of the best epoch and therefore optimistic, in
+all rows alike; the test accuracy, where the data has a test_master, is not. Seeds have most of
+their training clips in common, so their deviation is smaller than that of independent data. The
+demo's music is synthesised and its stems are the true ones: its results hold for the demo only.
+The last line is one JSON object.
 """
 
 import argparse
@@ -28,13 +28,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 
-import config
-from stemgenre import demo, runtime
+from stemgenre import cli
 from stemgenre.errors import UserError
-from stemgenre.settings import STEMS, load_settings
+from stemgenre.settings import STEMS
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-CHOICES = ("mix", *STEMS, ",".join(STEMS))
+CHANNELS = ("mix", *STEMS, ",".join(STEMS))
 QUICK = ("CLIP_SECONDS=2", "IMG_SIZE=64", "EPOCHS=2")
 
 
@@ -42,60 +41,69 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("knobs", nargs="*", metavar="KEY=VALUE", help="for every run of train.py")
-    parser.add_argument("--data", type=Path, help="DATA_DIR of a competition; without it the demo")
-    parser.add_argument("--seeds", type=int, default=1, help="SEED and the ones after it")
-    parser.add_argument("--out", type=Path, help="keeps the runs' outputs there, and the demo")
-    parser.add_argument("--quick", action="store_true", help="2 epochs of 2 s at 64 px")
-    options = parser.parse_intermixed_args()
-    knobs = [*(QUICK if options.quick else ()), *options.knobs]
-    settings = load_settings(config, [*(() if options.data else demo.KNOBS), *knobs])
-    seeds = range(settings.machine.seed, settings.machine.seed + options.seeds)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every run")
+    parser.add_argument("--data", type=Path, help="DATA_DIR of a competition (default: the demo)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from SEED upwards")
+    parser.add_argument("--out", type=Path, help="keep the runs' outputs, and the demo, there")
+    parser.add_argument("--quick", action="store_true", help="2 epochs of 2 s clips at 64 pixels")
+    args = parser.parse_intermixed_args()
+    words = [*(QUICK if args.quick else ()), *args.settings]
+    first_seed = cli.parse_settings(words, demo=not args.data).machine.seed
+    seeds = range(first_seed, first_seed + args.seeds)
     with tempfile.TemporaryDirectory() as folder:
-        folder = options.out or Path(folder)
-        words = [f"DATA_DIR={options.data or folder / 'data'}", *knobs]
-        words = words if options.data else ["--demo", *words]
-        runs = [run(words, channels, seed, folder) for seed in seeds for channels in CHOICES]
-    print_table(pd.DataFrame(runs).astype({"test": float}))  # NaN where it is not known
-    print(json.dumps(result(runs)))
+        folder = args.out or Path(folder)
+        words = [f"DATA_DIR={args.data or folder / 'data'}", *words]
+        words = words if args.data else ["--demo", *words]
+        runs = [train(words, channels, seed, folder) for seed in seeds for channels in CHANNELS]
+    print_table(pd.DataFrame(runs).astype({"test": float}))  # NaN where it is unknown
+    print(json.dumps(summarise(runs)))
 
 
-def run(words, channels, seed, folder):
-    """The figures of one train.py with these `words`. Raises UserError if it fails."""
+def train(words, channels, seed, folder):
+    """Results of one train.py with these words. Raises UserError if it fails."""
     out = folder / f"{channels}-{seed}"
     words = [*words, f"CHANNELS={channels}", f"SEED={seed}", f"OUTPUT_DIR={out}"]
     command = [sys.executable, str(TRAIN), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = done.stderr[done.stderr.rfind("error: ") :].strip()
-        raise UserError(f"train.py {' '.join(words)} ended with {done.returncode}:\n{told}")
-    found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    figures = {"valid": found["valid_accuracy"], "test": found["test_accuracy"]}
-    figures |= {"epoch": found["best_epoch"], "seconds": found["seconds"]["training"]}
-    print(f"seed {seed}, {channels}: {figures}", flush=True)
-    clips = {"valid_clips": found["clips"]["valid"], "test_clips": found["clips"]["test"]}
-    return {"channels": channels, "seed": seed, **figures, **clips}
+        message = done.stderr[done.stderr.rfind("error: ") :].strip()
+        raise UserError(f"train.py {' '.join(words)} failed with {done.returncode}:\n{message}")
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    result = {
+        "valid": summary["valid_accuracy"],
+        "test": summary["test_accuracy"],
+        "epoch": summary["best_epoch"],
+        "seconds": summary["seconds"]["training"],
+    }
+    print(f"seed {seed}, {channels}: {result}", flush=True)
+    clips = {f"{split}_clips": summary["clips"][split] for split in ("valid", "test")}
+    return {"channels": channels, "seed": seed, **result, **clips}
 
 
 def print_table(runs):
-    """Prints a line for each choice of channels: means over the seeds, +- standard deviations."""
+    """Prints a row per CHANNELS: means over the seeds, +- standard deviations."""
     mix = runs[runs["channels"] == "mix"].set_index("seed")["valid"]
-    runs = runs.assign(over_mix=runs["valid"] - runs["seed"].map(mix))
-    heads = ("validation", "against mix", "test", "best epoch", "training s")
-    print(f"{'channels':<24}" + "".join(f"{head:>18}" for head in heads))
-    for channels, part in runs.groupby("channels", sort=False):
-        cells = [spread(part[name], 3) for name in ("valid", "over_mix", "test")]
-        cells += [spread(part["epoch"], 1), spread(part["seconds"], 0)]
+    runs = runs.assign(against_mix=runs["valid"] - runs["seed"].map(mix))
+    columns = {  # heading -> (column, digits)
+        "validation": ("valid", 3),
+        "against mix": ("against_mix", 3),
+        "test": ("test", 3),
+        "best epoch": ("epoch", 1),
+        "training s": ("seconds", 0),
+    }
+    print(f"{'channels':<24}" + "".join(f"{heading:>18}" for heading in columns))
+    for channels, rows in runs.groupby("channels", sort=False):
+        cells = [mean_and_std(rows[name], digits) for name, digits in columns.values()]
         print(f"{channels:<24}" + "".join(f"{cell:>18}" for cell in cells))
-    for name in ("valid", "test"):
-        clips, share = runs[f"{name}_clips"][0], runs[name].mean()
-        if not math.isnan(share):
-            error = math.sqrt(share * (1 - share) / clips)
-            print(f"{name}: {clips} clips, standard error of one accuracy near {error:.3f}")
+    for split in ("valid", "test"):
+        clips, accuracy = runs[f"{split}_clips"][0], runs[split].mean()
+        if not math.isnan(accuracy):
+            error = math.sqrt(accuracy * (1 - accuracy) / clips)
+            print(f"{split}: {clips} clips, standard error of an accuracy about {error:.3f}")
 
 
-def spread(values, digits):
-    """A column's mean and standard deviation as text; "-" where it is not known."""
+def mean_and_std(values, digits):
+    """A column's mean and standard deviation as text; "-" where it is unknown."""
     values = values.dropna()
     if values.empty:
         return "-"
@@ -103,20 +111,20 @@ def spread(values, digits):
     return f"{values.mean():.{digits}f}{deviation}"
 
 
-def result(runs):
-    """The figures of all runs as plain values, of each choice of channels in the seeds' order."""
+def summarise(runs):
+    """All results as plain values: per CHANNELS a list in the order of the seeds."""
     return {
-        "clips": {name: runs[0][f"{name}_clips"] for name in ("valid", "test")},
+        "clips": {split: runs[0][f"{split}_clips"] for split in ("valid", "test")},
         "seeds": sorted({run["seed"] for run in runs}),
         "channels": {
             channels: {
-                figure: [run[figure] for run in runs if run["channels"] == channels]
-                for figure in ("valid", "test", "epoch", "seconds")
+                name: [run[name] for run in runs if run["channels"] == channels]
+                for name in ("valid", "test", "epoch", "seconds")
             }
-            for channels in CHOICES
+            for channels in CHANNELS
         },
     }
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    cli.run_script(main)

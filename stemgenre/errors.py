@@ -1,4 +1,4 @@
-"""The ways a run ends early that are not our mistake."""
+"""The ways a run ends early that are no internal error."""
 
 import signal
 
@@ -8,18 +8,18 @@ class UserError(Exception):
 
 
 class ClipError(UserError):
-    """What is wrong with one clip; a run over many goes on and names it at the end."""
+    """What is wrong with one clip; a run over many continues and names it at the end."""
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived and what was in hand is saved. Exits with 128 + the signal."""
+    """SIGINT or SIGTERM arrived and the current state is saved. Exits with 128 + the signal."""
 
-    def __init__(self, signal_number):
+    def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
 
 
-def first_line(error, *, most=200):
-    """The first line of an exception's message, cut at `most` characters; its type without one."""
+def first_line(error: BaseException, *, max_length: int = 200) -> str:
+    """The first line of an exception's message, cut at `max_length`; without one, its type."""
     lines = str(error).strip().splitlines()
-    return lines[0][:most] if lines else type(error).__name__
+    return lines[0][:max_length] if lines else type(error).__name__

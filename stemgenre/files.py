@@ -1,21 +1,33 @@
-"""Files that appear whole or not at all, and what tells whether one has changed."""
+"""Atomic writes, file hashes, and one run at a time in a folder."""
 
 import contextlib
+import datetime
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
+
+import filelock
 
 from stemgenre.errors import UserError
-from stemgenre.lock import try_lock
 
-PART = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.part")  # .NAME.PROCESS.RANDOM.part
+log = logging.getLogger(__name__)
+
+LOCK_NAME = ".run.lock"  # in OUTPUT_DIR; LOCK_INFO_NAME says who holds it
+LOCK_INFO_NAME = ".run.txt"
+TEMP_NAME = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.part")  # .NAME.PROCESS.RANDOM.part
+STALE_SECONDS = 3600.0  # without a write, in a folder that other runs may be writing to
 WAYS_OUT = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room in your quota of that disk",
-    errno.EFBIG: "a file may not be that long there; see `ulimit -f`",
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space in your quota of that disk",
+    errno.EFBIG: "files may not be that large there; see `ulimit -f`",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that can be written",
     errno.EPERM: "choose a folder that can be written",
@@ -23,25 +35,26 @@ WAYS_OUT = {
 
 
 @contextlib.contextmanager
-def replacing(path, mode="wb", *, previous=None, **options):
-    """An open file that takes the place of `path` once the block is through.
+def atomic_write(
+    path: Path | str, mode: str = "wb", *, previous: Path | None = None, **options: Any
+) -> Iterator[IO]:
+    """An open file that replaces `path` when the block has ended.
 
-    Written beside its place, flushed to the disk, then renamed: a reader, or a run that comes
-    after a crash, sees the old file or the new one. With `previous`, the old one stays under that
-    name, and there is no moment without a whole file at `path`. Raises UserError if it cannot be
-    written.
+    Written beside its place, flushed to the disk, then renamed: a loader, or a run after a crash,
+    sees the old file or the new one. With `previous`, the old one stays under that name, and there
+    is always a complete file at `path`. Raises UserError if it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    temp = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_part(part, mode, options) as file:
+        with temp.open(mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if previous:
-            _keep(path, previous)
-        part.replace(path)
+            _link_previous(path, previous)
+        temp.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         way_out = WAYS_OUT.get(error.errno)
@@ -51,46 +64,41 @@ def replacing(path, mode="wb", *, previous=None, **options):
         ) from None
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            temp.unlink(missing_ok=True)
 
 
-def remove_leftovers(*folders):
-    """Deletes the unfinished files that killed runs left in `folders`, none that is being written.
+def write_text(path: Path | str, text: str) -> None:
+    """Writes a text file atomically, as UTF-8 with the line ends of `text`."""
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
 
-    A file in work is locked by its writer, and the system lets the lock of a dead one go.
+
+def remove_stale_temp_files(*folders: Path | str, older_than: float = STALE_SECONDS) -> None:
+    """Deletes the unfinished files of killed runs in `folders`, unless written to so recently.
+
+    `older_than` is in seconds; 0 is for folders that no other process writes to.
     """
     for folder in folders:
         for path in Path(folder).glob(".*.part"):
-            if PART.fullmatch(path.name):
-                with contextlib.suppress(OSError), path.open("r+b") as file:
-                    if try_lock(file):
+            if TEMP_NAME.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime >= older_than:
                         path.unlink()
 
 
-def _open_part(part, mode, options):
-    """A new, locked file at `part`; remove_leftovers() of another run leaves it alone."""
-    while True:
-        file = part.open(mode, **options)
-        with contextlib.suppress(OSError):  # a file system without locks
-            if not try_lock(file) or not part.exists():  # taken for a leftover just before
-                file.close()
-                continue
-        return file
-
-
-def _keep(path, previous):
+def _link_previous(path, previous):
     """Makes `previous` a second name of the file at `path`, if there is one."""
-    if not Path(path).is_file():
+    if not path.is_file():
         return
     Path(previous).unlink(missing_ok=True)
     try:
         os.link(path, previous)
-    except OSError:  # a file system without second names: for a moment only `previous` is there
-        Path(path).replace(previous)
+    except OSError:  # a file system without hard links: briefly only `previous` exists
+        path.replace(previous)
 
 
 def _sync_folder(folder):
-    """Makes a rename outlast a loss of power, where a folder can be flushed."""
+    """Makes a rename survive a power loss, where a folder can be flushed."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -99,7 +107,47 @@ def _sync_folder(folder):
             os.close(descriptor)
 
 
-def sha256(path):
+def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def output_lock(folder: Path | str, *, is_main: bool = True) -> Iterator[None]:
+    """Holds `folder` for this run while the block runs; only the main process locks.
+
+    The system releases the lock when the process ends, however it ends. Raises UserError if
+    another run holds it, with who and since when, or if the folder cannot be written.
+    """
+    if not is_main:
+        yield
+        return
+    folder = Path(folder)
+    lock = filelock.FileLock(folder / LOCK_NAME, timeout=0)
+    info = folder / LOCK_INFO_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        holder = "another run"
+        with contextlib.suppress(OSError):
+            holder = info.read_text(encoding="utf-8", errors="replace").strip() or holder
+        raise UserError(
+            f"{folder} is in use by {holder}; wait until it ends, or set OUTPUT_DIR elsewhere"
+        ) from None
+    except NotImplementedError:
+        log.warning("%s does not support locks: make sure that no other run writes there", folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
+        ) from None
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    with contextlib.suppress(OSError):  # a full disk: the lock itself needs no space
+        info.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            info.unlink(missing_ok=True)
+        lock.release()

@@ -1,15 +1,19 @@
-"""Work done ahead, in threads, and in batches: decoding and reading release Python's lock."""
+"""Prefetching in threads, which works because decoding and reading release the GIL."""
 
 import collections
 import concurrent.futures
 import contextlib
 import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 
-def map_ahead(function, items, *, threads, depth):
+def prefetch_map(
+    function: Callable, items: Iterable, *, threads: int, depth: int
+) -> Iterator[tuple[Any, concurrent.futures.Future]]:
     """Yields (item, future of function(item)) in order, `depth` items ahead of the consumer.
 
-    Memory is bounded by `depth`. What has not begun when the consumer stops is cancelled.
+    Memory is bounded by `depth`. Calls that have not started when the consumer stops are cancelled.
     """
     items, pending = iter(items), collections.deque()
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
@@ -25,7 +29,14 @@ def map_ahead(function, items, *, threads, depth):
                 future.cancel()
 
 
-def in_batches(items, kind, function, *, size, alike=lambda value: None):
+def batch_values(
+    items: Iterable[tuple[Any, Any]],
+    kind: type,
+    function: Callable[[list], Iterable],
+    *,
+    size: Callable[[], int],
+    alike: Callable[[Any], Any] = lambda value: None,
+) -> Iterator[tuple[Any, Any]]:
     """Yields (owner, value) as `items` does, values of type `kind` replaced by function's results.
 
     `function` takes a list of as many as size() at most, for which `alike` gives the same.
@@ -50,10 +61,12 @@ def in_batches(items, kind, function, *, size, alike=lambda value: None):
     yield from flush()
 
 
-def read_ahead(items, *, depth):
+def prefetch(items: Generator, *, depth: int) -> Iterator:
     """Yields what the generator `items` does, run in a thread `depth` items ahead."""
     end = object()
-    calls = map_ahead(lambda each: next(each, end), itertools.repeat(items), threads=1, depth=depth)
+    calls = prefetch_map(
+        lambda each: next(each, end), itertools.repeat(items), threads=1, depth=depth
+    )
     with contextlib.closing(items), contextlib.closing(calls):
         for _, future in calls:
             if (item := future.result()) is end:

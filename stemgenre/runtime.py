@@ -1,62 +1,63 @@
-"""What the process runs on: device, rank and world, seeds, logging, signals, exit codes."""
+"""What a process runs on: its device, its rank, the signals it gets; seeds; freed memory."""
 
 import contextlib
+import ctypes
 import datetime
 import logging
 import os
+import platform
 import signal
-import sys
 import threading
-import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
-from stemgenre import malloc
 from stemgenre.errors import Interrupted, UserError
+from stemgenre.settings import MachineSettings
 
 log = logging.getLogger("stemgenre")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process of a run: its device, its rank among `world` processes, and who asked to stop."""
+    """One process of a run: its device, its rank among `world_size` processes, stop requests."""
 
     device: torch.device
     rank: int
-    world: int
+    world_size: int
     stop: "StopRequest"
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         """Whether this process writes the files and the log."""
         return self.rank == 0
 
-    def gather(self, value):
+    def all_gather(self, value: Any) -> list:
         """The picklable `value` of every rank, in rank order, on every rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        values = [None] * self.world
+        values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def maximum(self, *numbers):
-        """The largest of each whole number over all ranks; on the CPU, so no card is waited for."""
-        if self.world == 1:
+    def all_reduce_max(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of each integer over all ranks; on the CPU, without waiting for the GPU."""
+        if self.world_size == 1:
             return numbers
         values = torch.tensor(numbers)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return tuple(values.tolist())
 
-    def stop_requested(self):
-        """Whether any rank was asked to stop; every rank hears the same answer."""
-        (self.stop.signal_number,) = self.maximum(self.stop.signal_number)
+    def sync_stop(self) -> bool:
+        """Whether any rank was asked to stop. A collective: every rank has to call it."""
+        (self.stop.signal_number,) = self.all_reduce_max(self.stop.signal_number)
         return bool(self.stop.signal_number)
 
-    def interrupted(self):
+    def interrupted(self) -> Interrupted:
         """The exception that ends a run whose stop was requested."""
         return Interrupted(self.stop.signal_number)
 
@@ -74,37 +75,38 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def start(machine):
+def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
     """The Runtime of this process; under torchrun also the process group's member.
 
-    `machine` is a MachineSettings. Raises UserError for a device that is not there.
+    `machine` is a MachineSettings. Raises UserError for a device that is not available.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(machine.device, int(os.environ.get("LOCAL_RANK", 0)), world)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(machine.device, int(os.environ.get("LOCAL_RANK", 0)), world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     elif device.type == "cpu":
-        malloc.keep_freed_memory()
+        keep_freed_memory()
     if rank:
         log.setLevel(logging.WARNING)
     stop = StopRequest()
     with _signals_to(stop):
-        if world > 1:
+        if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
         try:
-            yield Runtime(device, rank, world, stop)
+            yield Runtime(device, rank, world_size, stop)
         except RuntimeError as error:
-            if world == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
+            lost_peer = any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+            if world_size == 1 or not lost_peer:
                 raise
             raise UserError(
-                "another process of this run has ended, its message is above if it left one; "
-                "go on with RESUME_FROM_CHECKPOINT=True"
+                "another process of this run failed; see its error above. "
+                "RESUME_FROM_CHECKPOINT=True resumes the run"
             ) from None
         finally:
-            if world > 1:
+            if world_size > 1:
                 dist.destroy_process_group()
 
 
@@ -122,8 +124,11 @@ def _signals_to(handler):
             signal.signal(number, old)
 
 
-def pick_device(name, local_rank=0, world=1):
-    """The torch.device for DEVICE=`name`; each of several local processes gets its own card."""
+def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
+    """The torch.device for DEVICE=`name`; each of several local processes gets its own GPU.
+
+    Raises UserError for a device that is not available.
+    """
     if name == "auto":
         best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = best.type if best is not None and best.type in ("cuda", "mps") else "cpu"
@@ -131,116 +136,110 @@ def pick_device(name, local_rank=0, world=1):
         device = torch.device(name)
     except RuntimeError:
         raise UserError(
-            f"DEVICE={name!r} does not fit; write auto, cuda, cuda:1, mps or cpu"
+            f"DEVICE={name!r} is invalid: expected auto, cuda, cuda:1, mps or cpu"
         ) from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index is None:
-            device = torch.device("cuda", local_rank if world > 1 else 0)
+            device = torch.device("cuda", local_rank if world_size > 1 else 0)
         if device.index >= count:
             raise UserError(
-                f"DEVICE={name} is not there: {count} CUDA devices seen; try DEVICE=cpu"
+                f"DEVICE={name} is not available: {count} CUDA devices found; try DEVICE=cpu"
             )
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("DEVICE=mps is not there; try DEVICE=cpu")
+        raise UserError("DEVICE=mps is not available; try DEVICE=cpu")
     elif device.type not in ("cpu", "mps"):
-        raise UserError(f"DEVICE={name!r} does not fit; write auto, cuda, cuda:1, mps or cpu")
+        raise UserError(f"DEVICE={name!r} is invalid: expected auto, cuda, cuda:1, mps or cpu")
     return device
 
 
-def worker_count(machine):
-    """NUM_WORKERS as a number: auto is one per core this process may use, at most 8."""
-    if machine.num_workers != "auto":
-        return max(1, machine.num_workers)
+def describe_device(device: torch.device) -> str:
+    """The device in words: a GPU's name, memory and CUDA version, or the CPU's threads."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
+    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def log_device(runtime: Runtime, *, quick_recipe: str = "") -> None:
+    """Logs which device is used and, without a GPU, that `quick_recipe` is for such a machine."""
+    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
+    log.info("device: %s%s", describe_device(runtime.device), processes)
+    if runtime.device.type == "cpu" and quick_recipe:
+        log.warning(
+            "no GPU is used: training will be slow; python train.py %s is made for that",
+            quick_recipe,
+        )
+
+
+def thread_count(machine: MachineSettings) -> int:
+    """NUM_THREADS as a number: auto is one per core this process may use, at most 8."""
+    if machine.num_threads != "auto":
+        return max(1, machine.num_threads)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return min(8, len(usable))
 
 
-def to_device(tensor, device):
-    """`tensor` on the device; on a CUDA card without making the host wait for the card."""
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on the device; on a GPU without making the host wait for it."""
     if device.type != "cuda":
         return tensor.to(device)
-    with torch.cuda.device(device):  # of this thread; else the first card would be used
+    with torch.cuda.device(device):  # of this thread; otherwise the first GPU is used
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def seed_of(*parts):
-    """A 63-bit seed that is a pure function of whole numbers, for example (SEED, epoch, clip)."""
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed that is a pure function of integers, for example (SEED, epoch, clip)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
+class MicroBatch:
+    """How many clips go through the device at once: `size`, halved when GPU memory runs out."""
 
-    def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= 40 else sys.stdout)
+    def __init__(self, size: int, *, name: str = "micro-batch"):
+        self.size = size
+        self.name = name
 
+    def run(self, function: Callable[[int], Any], clips: int, *, too_large: str) -> Any:
+        """function(size) for `clips` clips, again with half the size while it runs out of memory.
 
-class _FileHandler(logging.FileHandler):
-    """Appends to a file; once that cannot be written, says so and leaves the run alone."""
-
-    def handleError(self, record):  # noqa: N802
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            super().handleError(record)
-            return
-        for logger in (log, logging.getLogger("py.warnings")):
-            logger.removeHandler(self)
-        with contextlib.suppress(OSError):
-            self.close()
-        log.warning(
-            "%s cannot be written any more (%s); the run goes on without it",
-            self.baseFilename,
-            error.strerror,
-        )
-
-
-def _format(record):
-    prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-    return prefix + record.getMessage().rstrip()
+        The smaller size stays. Raises UserError with the message `too_large` if a single clip does
+        not fit.
+        """
+        while True:
+            size = min(self.size, clips)
+            try:
+                return function(size)
+            except torch.OutOfMemoryError:
+                pass  # outside this block, so that the failed call's tensors are freed
+            if size <= 1:
+                raise UserError(too_large)
+            self.size = size // 2
+            torch.cuda.empty_cache()
+            log.warning("GPU out of memory: %s reduced to %d clips", self.name, self.size)
 
 
-def log_to_console():
-    """Sends the project's log and Python's warnings to the console."""
-    logging.captureWarnings(True)
-    handler = _ConsoleHandler()
-    handler.format = _format
-    for logger in (log, logging.getLogger("py.warnings")):
-        logger.handlers = [handler]
-        logger.propagate = False
-    log.setLevel(logging.INFO)
+# glibc's malloc on a CPU. A training step and a window of Demucs take the same large blocks as the
+# one before; by default these go back to the system each time, and taking one again costs a page
+# fault per 4 kB: a quarter of a training step (benchmarks/cpu.py). Elsewhere than on Linux with
+# glibc these two functions do nothing.
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
 
 
-def log_to_file(path, run):
-    """Appends what the console shows to `path` too, each line with its time (rank 0 only)."""
-    if not run.is_main:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
-        ) from None
-    stamp = logging.Formatter("%(asctime)s").formatTime
-    handler.format = lambda record: f"{stamp(record, '%Y-%m-%d %H:%M:%S')}  {_format(record)}"
-    for logger in (log, logging.getLogger("py.warnings")):
-        logger.addHandler(handler)
+def keep_freed_memory() -> None:
+    """From now on, freed blocks of any size stay with the process."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(MMAP_MAX, 0)
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
-def run_script(main):
-    """Runs main() and exits: 0, 2 for what the user can fix, 128 + signal when stopped."""
-    log_to_console()
-    try:
-        main()
-    except UserError as error:
-        log.error("%s", error)
-        sys.exit(2)
-    except Interrupted as stopped:
-        sys.exit(128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        log.error("stopped at once")
-        sys.exit(128 + signal.SIGINT)
-    except Exception:
-        log.error("this is a mistake of the program itself:\n%s", traceback.format_exc())
-        raise SystemExit(1) from None
+def release_freed_memory(*_: Any) -> None:
+    """Returns freed blocks to the system now. Takes any arguments, to be a module's hook.
+
+    Where the sizes of blocks change, kept ones are split and the peak grows; releasing them takes
+    some hundredths of a second.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

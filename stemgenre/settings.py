@@ -1,124 +1,169 @@
-"""Config module + KEY=VALUE overrides -> frozen groups of settings, checked before any work."""
+"""Settings: config.py, settings files and KEY=VALUE, laid over each other, then checked.
 
-import dataclasses
+config.py has each setting's default and comment, this module its type and range. Settings files
+(config.py is the first of them) are parsed and never run.
+"""
+
+import ast
 import difflib
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from stemgenre.errors import UserError
-from stemgenre.knobs import check, knob, parse
 
 STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of the image
+CONFIG_FILE = Path(__file__).parents[1] / "config.py"
+ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 
 
-@dataclass(frozen=True)
-class PathSettings:
-    data_dir: str = knob("data")
-    output_dir: str = knob(".")
-    checkpoint_file: str = knob("checkpoint.pth")
-    best_model_file: str = knob("best_model.pth")
-    submit_file: str = knob("submit.csv")
-    log_file: str = knob("train_log.txt")
-    eda_dir: str = knob("eda")
+def _ordered(values: tuple) -> tuple:
+    if list(values) != sorted(values):
+        raise ValueError("not in order")
+    return values
 
-    def output(self, name):
+
+def _known_channels(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if names != ["mix"] and not (set(names) <= set(STEMS) and len(set(names)) == len(names)):
+        raise ValueError("unknown channels")
+    return ",".join(names)
+
+
+Auto = Literal["auto"]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]  # not blank, no NUL
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+class _Group(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
+    """Settings that belong together; a field is the setting's name in lower case."""
+
+    @classmethod
+    def from_config(cls, **changes: Any) -> Self:
+        """The group as config.py has it, but for some fields. Raises UserError for a bad value."""
+        config = read_settings_file(CONFIG_FILE)
+        return make_group(cls, {name: config[name.upper()] for name in cls.model_fields} | changes)
+
+
+class PathSettings(_Group):
+    data_dir: Text
+    output_dir: Text
+    checkpoint_file: Text
+    best_model_file: Text
+    submit_file: Text
+    log_file: Text
+    eda_dir: Text
+
+    def output(self, name: str) -> Path:
         """The path of file `name` below OUTPUT_DIR."""
         return Path(self.output_dir) / name
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    num_classes: int | str = knob(10, low=2, words=("auto",))
-    test_size: float = knob(0.1, above=0, high=0.9)
-    split_by_group: bool = knob(False)
+class DataSettings(_Group):
+    num_classes: Annotated[int, Field(ge=2)] | Auto
+    test_size: Annotated[float, Field(gt=0, le=0.9)]
+    split_by_group: bool
 
 
-@dataclass(frozen=True)
-class SeparationSettings:
-    separation_model: str = knob("htdemucs")
-    separation_repo: str | None = knob(None)
-    separation_cache_dir: str = knob("separated")
-    separation_overlap: float = knob(0.21, low=0, high=0.9)
-    separation_batch: int | str = knob("auto", low=1, high=1024, words=("auto",))
+class SeparationSettings(_Group):
+    separation_model: Text
+    separation_repo: Text | None
+    separation_cache_dir: Text
+    separation_overlap: Annotated[float, Field(ge=0, le=0.9)]
+    separation_batch: Annotated[int, Field(ge=1, le=1024)] | Auto
 
 
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What the image is made of; saved with the model, which is of no use with another image."""
+class FeatureSettings(_Group):
+    """What the image is made of; saved with the model, which needs the same image."""
 
-    sr: int = knob(22050, low=4000, high=192000)
-    clip_seconds: float = knob(30.0, low=0.5, high=600)
-    n_fft: int = knob(2048, low=64, high=65536)
-    hop_length: int = knob(512, low=16, high=65536)
-    n_mels: int = knob(128, low=8, high=1024)
-    top_db: float = knob(80.0, above=0, high=300)
-    channels: str = knob(",".join(STEMS), parts=STEMS, words=("mix",))
-    db_reference: str = knob("clip", choices=("clip", "stem"))
-    num_channels: int = knob(4, choices=(4,))
-    img_size: int = knob(600, low=64, high=2048)
+    sr: Annotated[int, Field(ge=4000, le=192000)]
+    clip_seconds: Annotated[float, Field(ge=0.5, le=600)]
+    n_fft: Annotated[int, Field(ge=64, le=65536)]
+    hop_length: Annotated[int, Field(ge=16, le=65536)]
+    n_mels: Annotated[int, Field(ge=8, le=1024)]
+    top_db: Annotated[float, Field(gt=0, le=300)]
+    channels: Annotated[
+        str,
+        AfterValidator(_known_channels),
+        Field(description=f'"mix", or some of {", ".join(STEMS)}, separated by commas'),
+    ]
+    db_reference: Literal["clip", "stem"]
+    num_channels: Literal[4]
+    img_size: Annotated[int, Field(ge=64, le=2048)]
 
     @property
-    def channel_names(self):
-        """What each channel of the image shows: CHANNELS, in turn if they are fewer."""
+    def channel_names(self) -> list[str]:
+        """What each channel of the image shows: CHANNELS, repeated in turn if they are fewer."""
         names = self.channels.split(",")
         return [names[i % len(names)] for i in range(self.num_channels)]
 
 
-@dataclass(frozen=True)
-class AugmentSettings:
-    augment_probability: float = knob(0.5, low=0, high=1)
-    augment_pitch_shift: bool = knob(True)
-    augment_time_stretch: bool = knob(True)
-    augment_add_noise: bool = knob(True)
-    augment_time_shift: bool = knob(True)
-    augment_time_masking: bool = knob(True)
-    augment_frequency_masking: bool = knob(True)
-    pitch_shift_semitones: float = knob(2.0, low=0, high=24)
-    time_stretch_rates: tuple[float, float] = knob((0.8, 1.2), low=0.25, high=4)
-    noise_sigmas: tuple[float, float] = knob((0.001, 0.01), low=0, high=1)
-    time_shift_seconds: float = knob(0.2, low=0, high=60)
-    mask_fraction: float = knob(0.1, low=0, high=0.9)
+class AugmentSettings(_Group):
+    augment_probability: Annotated[float, Field(ge=0, le=1)]
+    augment_pitch_shift: bool
+    augment_time_stretch: bool
+    augment_add_noise: bool
+    augment_time_shift: bool
+    augment_time_masking: bool
+    augment_frequency_masking: bool
+    pitch_shift_semitones: Annotated[float, Field(ge=0, le=24)]
+    time_stretch_rates: Annotated[
+        tuple[Annotated[float, Field(ge=0.25, le=4)], Annotated[float, Field(ge=0.25, le=4)]],
+        AsTuple,
+        AfterValidator(_ordered),
+        Field(description="two numbers (low, high) from 0.25 to 4"),
+    ]
+    noise_sigmas: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]],
+        AsTuple,
+        AfterValidator(_ordered),
+        Field(description="two numbers (low, high) from 0 to 1"),
+    ]
+    time_shift_seconds: Annotated[float, Field(ge=0, le=60)]
+    mask_fraction: Annotated[float, Field(ge=0, le=0.9)]
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    pretrained: bool = knob(True)
-    weights_file: str | None = knob(None)
-    freeze_stages: int = knob(6, low=0, high=9)
-    frozen_batchnorm: str = knob("adapt", choices=("adapt", "fixed"))
-    head_dropout: tuple[float, float] = knob((0.5, 0.3), low=0, high=0.95, ordered=False)
-    stochastic_depth: float = knob(0.2, low=0, high=0.95)
+class ModelSettings(_Group):
+    pretrained: bool
+    weights_file: Text | None
+    freeze_stages: Annotated[int, Field(ge=0, le=9)]
+    frozen_batchnorm: Literal["adapt", "fixed"]
+    head_dropout: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=0.95)], Annotated[float, Field(ge=0, le=0.95)]],
+        AsTuple,
+        Field(description="two numbers (first, second) from 0 to 0.95"),
+    ]
+    stochastic_depth: Annotated[float, Field(ge=0, le=0.95)]
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    epochs: int = knob(50, low=1, high=100000)
-    batch_size: int = knob(24, low=1, high=65536)
-    micro_batch: int | str = knob("auto", low=1, high=65536, words=("auto",))
-    lr: float = knob(2e-4, above=0, high=10)
-    min_lr: float = knob(1e-6, low=0, high=10)
-    weight_decay: float = knob(1e-4, low=0, high=10)
-    gradient_clip: float = knob(1.0, above=0)
-    patience: int = knob(10, low=1, high=100000)
-    use_amp: bool = knob(True)
-    compile: bool | str = knob("auto", words=("auto",))
-    resume_from_checkpoint: bool = knob(False)
-    load_optimizer_state: bool = knob(True)
-    load_scheduler_state: bool = knob(True)
-    checkpoint_minutes: float = knob(10.0, above=0)
+class TrainSettings(_Group):
+    epochs: Annotated[int, Field(ge=1, le=100000)]
+    batch_size: Annotated[int, Field(ge=1, le=65536)]
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] | Auto
+    lr: Annotated[float, Field(gt=0, le=10)]
+    min_lr: Annotated[float, Field(ge=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    patience: Annotated[int, Field(ge=1, le=100000)]
+    use_amp: bool
+    compile: bool
+    resume_from_checkpoint: bool
+    load_optimizer_state: bool
+    load_scheduler_state: bool
+    checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
-class MachineSettings:
-    seed: int = knob(42, low=0, high=2**31 - 1)
-    device: str = knob("auto")
-    device_cache: float = knob(0.4, low=0, high=0.9)
-    num_workers: int | str = knob("auto", low=1, high=256, words=("auto",))
+class MachineSettings(_Group):
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    device: Text
+    device_cache: Annotated[float, Field(ge=0, le=0.9)]
+    num_threads: Annotated[int, Field(ge=1, le=256)] | Auto
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All groups; an attribute of a group is the knob's name in lower case."""
+class Settings(_Group):
+    """All groups of settings."""
 
     paths: PathSettings
     data: DataSettings
@@ -130,80 +175,210 @@ class Settings:
     machine: MachineSettings
 
     @property
-    def cache_folder(self):
-        """The separated stems' folder: SEPARATION_CACHE_DIR, below DATA_DIR unless absolute."""
-        return Path(self.paths.data_dir) / self.separation.separation_cache_dir
+    def cache_folder(self) -> Path:
+        """The folder of separated stems: SEPARATION_CACHE_DIR, as it is or below DATA_DIR.
 
-    def knobs(self):
-        """{KNOB: value} of every group."""
+        It is a path of its own if it is absolute, begins with DATA_DIR or exists.
+        """
+        data_dir, folder = Path(self.paths.data_dir), Path(self.separation.separation_cache_dir)
+        own = folder.is_relative_to(data_dir) and data_dir != Path()
+        return folder if own or folder.exists() else data_dir / folder
+
+    def values(self) -> dict[str, Any]:
+        """{SETTING: value} of all groups, in the order of config.py's groups."""
         return {
-            item.name.upper(): getattr(getattr(self, group.name), item.name)
-            for group in dataclasses.fields(self)
-            for item in dataclasses.fields(group.type)
+            name.upper(): getattr(getattr(self, group), name)
+            for group, field in type(self).model_fields.items()
+            for name in field.annotation.model_fields
         }
 
 
-KNOBS = {  # KNOB -> its field; the groups above are the only list there is
-    item.name.upper(): item
-    for group in dataclasses.fields(Settings)
-    for item in dataclasses.fields(group.type)
+FIELDS = {  # SETTING -> its pydantic field; the groups above are the only list there is
+    name.upper(): field
+    for group in Settings.model_fields.values()
+    for name, field in group.annotation.model_fields.items()
 }
 
 
-def load_settings(config, overrides=()):
-    """Settings from a config module (or any object with KNOB attributes) and KEY=VALUE strings.
+def load_settings(words: Iterable[str] = (), *, config_file: Path = CONFIG_FILE) -> Settings:
+    """The Settings of config.py, then of the settings files, then of the KEY=VALUE in `words`.
 
-    A knob that the config lacks has its default, so that an older config.py still reads.
     Raises UserError for an unknown name, a wrong type or a value out of range.
     """
-    values = {name: value for name, value in vars(config).items() if name.isupper()}
-    for text in overrides:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"{text!r} is not KEY=VALUE; write for example IMG_SIZE=300")
-        _check_name(name, "the command line")
-        values[name] = parse(KNOBS[name], value)
-    for name in values:
-        _check_name(name, "config.py")
-    settings = Settings(*(_group(group.type, values) for group in dataclasses.fields(Settings)))
+    words = list(words)
+    values = read_settings_file(config_file)
+    if missing := [name for name in FIELDS if name not in values]:
+        more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
+        raise UserError(
+            f"{config_file.name} lacks {missing[0]}{more}; restore the current config.py and lay "
+            "your own over it: python train.py my_config.py"
+        )
+    for word in words:
+        if is_settings_file(word):
+            values |= read_settings_file(Path(word))
+    for word in words:
+        if not is_settings_file(word):
+            values |= _parse_override(word)
+    groups = {
+        group: make_group(
+            field.annotation,
+            {name: values[name.upper()] for name in field.annotation.model_fields},
+        )
+        for group, field in Settings.model_fields.items()
+    }
+    settings = Settings(**groups)
     _check_together(settings)
     return settings
 
 
-def group_from(kind, values):
-    """A settings group of the type `kind` from {field: value}, checked as config.py would be."""
-    return _group(kind, {name.upper(): value for name, value in values.items()})
+def is_settings_file(word: str) -> bool:
+    """Whether a word of the command line is the path of a settings file."""
+    return word.endswith(".py") and not word.partition("=")[1]
 
 
-def _group(kind, values):
-    given = {
-        item.name: check(item, values[item.name.upper()])
-        for item in dataclasses.fields(kind)
-        if item.name.upper() in values
-    }
-    return kind(**given)
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """{SETTING: value} of a Python file of literal assignments, parsed and never run.
+
+    Raises UserError, with the line, for anything else in it.
+    """
+    path = Path(path)
+    values = {}
+    for name, node in parse_assignments(path):
+        where = f"{path} line {node.lineno}"
+        try:
+            value = ast.literal_eval(node.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise UserError(
+                f"{where}: {name} is not a literal; settings files are read, not run"
+            ) from None
+        values |= _canonical(name, value, where)
+    return values
 
 
-def _check_name(name, where):
-    if name in KNOBS:
-        return
-    near = difflib.get_close_matches(name.upper(), KNOBS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "python train.py --help lists them all"
-    raise UserError(f"{name} in {where} is not a knob; {hint}")
+def parse_assignments(path: Path) -> list[tuple[str, ast.Assign]]:
+    """(name, node) of every assignment of a settings file. Raises UserError for other code."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"there is no settings file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path} line {error.lineno}: {error.msg}") from None
+    except ValueError:  # UnicodeDecodeError, or a NUL
+        raise UserError(f"{path} is not text in UTF-8; save it in UTF-8") from None
+    assignments = []
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        single = isinstance(node, ast.Assign) and len(node.targets) == 1
+        if not single or not isinstance(node.targets[0], ast.Name):
+            raise UserError(f"{path} line {node.lineno}: expected NAME = literal, one per line")
+        assignments.append((node.targets[0].id, node))
+    return assignments
+
+
+def _parse_override(word):
+    """{SETTING: value} of KEY=VALUE: a literal, or the text itself where text is expected."""
+    name, separator, text = word.partition("=")
+    if not separator:
+        raise UserError(f"{word!r} is not KEY=VALUE; write for example IMG_SIZE=300")
+    literal = text.capitalize() if text.lower() in ("true", "false", "none") else text
+    try:
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text
+    ((name, value),) = _canonical(name, value, "command line").items()
+    schema = json_schema(name)
+    kinds = {part.get("type") for part in schema.get("anyOf", [schema])}
+    if kinds <= {"string", "null"} and not (value is None and "null" in kinds):
+        value = value if isinstance(value, str) else text  # DATA_DIR=2024 is a folder's name
+    return {name: value}
+
+
+def _canonical(name, value, where):
+    """{current name: value} of a setting. Raises UserError if there is no such setting."""
+    if name == "NUM_WORKERS" and value == 0:  # PyTorch's "in the main process"
+        value = 1
+    name = ALIASES.get(name, name)
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name.upper(), FIELDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "python train.py --help lists all settings"
+        raise UserError(f"unknown setting {name} ({where}); {hint}")
+    return {name: value}
+
+
+def make_group(kind: type[_Group], values: dict[str, Any]) -> _Group:
+    """A settings group of the type `kind` from {field: value}. Raises UserError for a bad value."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        if name not in kind.model_fields or name not in values:
+            raise UserError(f"unknown or missing setting {name.upper()}") from None
+        raise UserError(
+            f"{name.upper()}={values[name]!r} is invalid: expected {expected(name.upper())}"
+        ) from None
+
+
+def expected(name: str) -> str:
+    """What a setting takes, in words: 'an integer from 1 to 1024 or "auto"'."""
+    schema = json_schema(name)
+    if "description" in schema:
+        return schema["description"]
+    return " or ".join(_schema_text(part) for part in schema.get("anyOf", [schema]))
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """The JSON schema of a setting: its type and range, as pydantic writes it."""
+    groups = [field.annotation for field in Settings.model_fields.values()]
+    (kind,) = (group for group in groups if name.lower() in group.model_fields)
+    return kind.model_json_schema()["properties"][name.lower()]
+
+
+def _schema_text(schema):
+    if "enum" in schema:
+        return " or ".join(map(_quoted, schema["enum"]))
+    if "const" in schema:
+        return _quoted(schema["const"])
+    nouns = {"integer": "an integer", "number": "a number", "boolean": "True or False",
+             "string": "text", "null": "None"}  # fmt: skip
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    limits = [f"{word} {schema[key]:g}" if isinstance(schema[key], float) else
+              f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]  # fmt: skip
+    return " ".join([nouns[schema["type"]], *limits])
+
+
+def _quoted(value):
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _check_together(settings):
-    """Knobs that only make sense together."""
+    """Settings that only make sense together."""
     features, train = settings.features, settings.train
     if features.hop_length > features.n_fft:
         raise UserError(
             f"HOP_LENGTH={features.hop_length} skips samples between windows of "
-            f"N_FFT={features.n_fft}; write at most {features.n_fft}"
+            f"N_FFT={features.n_fft}; use at most {features.n_fft}"
         )
     if features.n_fft > features.clip_seconds * features.sr:
         raise UserError(
             f"N_FFT={features.n_fft} is longer than CLIP_SECONDS={features.clip_seconds}; "
-            f"write at most {int(features.clip_seconds * features.sr)}"
+            f"use at most {int(features.clip_seconds * features.sr)}"
         )
     if train.min_lr > train.lr:
-        raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; write at most {train.lr}")
+        raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
+
+
+def format_settings(settings: Settings) -> str:
+    """A settings file of everything that makes `settings` what they are.
+
+    RESUME_FROM_CHECKPOINT is left out: it belongs to one start, not to the run.
+    """
+    lines = [
+        f"{name} = {value!r}"
+        for name, value in settings.values().items()
+        if name != "RESUME_FROM_CHECKPOINT"
+    ]
+    header = '"""The settings of a run: python train.py settings_used.py repeats it."""\n\n'
+    return header + "\n".join(lines) + "\n"

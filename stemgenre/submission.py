@@ -1,68 +1,86 @@
-"""submit.csv in the shape of sample_submit, and summary.json beside it."""
+"""submit.csv in the shape of sample_submit, and summary.json and probabilities beside it."""
 
 import contextlib
 import csv
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import pandas as pd
 
-from stemgenre.files import replacing
+from stemgenre.data.competition import Competition
+from stemgenre.files import atomic_write
+
+if TYPE_CHECKING:  # importing this module does not load torch
+    import torch
+
+    from stemgenre.training.checkpoint import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def write_submission(path, competition, targets):
+def write_submission(path: Path, competition: Competition, predicted: Sequence[int]) -> None:
     """Writes the predicted label ids of the test clips to `path`.
 
-    `targets` are class indices in the order of `competition.test`. With a sample_submit: its rows,
-    order, separator, header and other columns; without: file name and label id, separated by a
-    comma, in natural order, without a header.
+    `predicted` are class indices in the order of `competition.test`. With a sample_submit: its
+    rows, order, separator, header and other columns; without: file name and label id, separated by
+    a comma, in natural order, without a header.
     """
-    ids = [competition.label_ids[target] for target in targets]
-    by_name = dict(zip(competition.test["file_name"], ids, strict=True))
-    form = competition.form
-    if form is None:
-        rows, separator, line_end = [[name, label] for name, label in by_name.items()], ",", "\n"
+    label_ids = [competition.label_ids[index] for index in predicted]
+    by_name = dict(zip(competition.test["file_name"], label_ids, strict=True))
+    template = competition.template
+    if template is None:
+        rows, separator, line_end = list(by_name.items()), ",", "\n"
     else:
-        rows = [list(row) for row in form.rows]
+        rows = [list(row) for row in template.rows]
         for row in rows:
-            row[form.label_column] = by_name[row[form.file_column]]
-        rows = [form.header, *rows] if form.header else rows
-        separator, line_end = form.separator, form.line_end
-    with replacing(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
+            row[template.label_column] = by_name[row[template.file_column]]
+        rows = [template.header, *rows] if template.header else rows
+        separator, line_end = template.separator, template.line_end
+    _write_csv(path, rows, separator, line_end)
 
 
-def write_probabilities(folder, competition, valid, valid_logits, test_logits):
-    """Writes every genre's probability of each clip: two tables below `folder`.
+def write_probabilities(
+    folder: Path,
+    competition: Competition,
+    valid: pd.DataFrame,
+    valid_logits: "torch.Tensor",
+    test_logits: "torch.Tensor",
+) -> None:
+    """Writes every genre's probability for each clip: two tables below `folder`.
 
-    valid_predictions.csv has file_name, label and predicted (names of genres) before them;
-    test_probabilities.csv file_name alone, its rows those of the submission.
+    valid_predictions.csv has the columns file_name, label and predicted (names of genres) before
+    them; test_probabilities.csv has file_name alone, its rows are those of the submission. The
+    logits are (clips, genres), in the order of `valid` and `competition.test`.
     """
     names = competition.label_names
-    answers = zip(valid_logits.argmax(1).tolist(), valid_logits.softmax(1), strict=True)
-    rows = [
-        (clip.file_name, names[clip.target], names[predicted], *_shares(shares))
-        for clip, (predicted, shares) in zip(valid.itertuples(), answers, strict=True)
-    ]
+    predicted = [names[index] for index in valid_logits.argmax(1).tolist()]
+    labels = [names[target] for target in valid["target"]]
+    columns = zip(
+        valid["file_name"], labels, predicted, _format_probabilities(valid_logits), strict=True
+    )
+    rows = [(*clip, *probabilities) for *clip, probabilities in columns]
     header = ("file_name", "label", "predicted", *names)
-    _write_table(folder / "valid_predictions.csv", header, rows)
-    shares = dict(zip(competition.test["file_name"], test_logits.softmax(1), strict=True))
-    form = competition.form
-    order = [row[form.file_column] for row in form.rows] if form else list(shares)
-    rows = [(name, *_shares(shares[name])) for name in order]
-    _write_table(folder / "test_probabilities.csv", ("file_name", *names), rows)
+    _write_csv(folder / "valid_predictions.csv", [header, *rows])
+
+    test_names, template = competition.test["file_name"], competition.template
+    by_name = dict(zip(test_names, _format_probabilities(test_logits), strict=True))
+    order = [row[template.file_column] for row in template.rows] if template else test_names
+    rows = [(name, *by_name[name]) for name in order]
+    _write_csv(folder / "test_probabilities.csv", [("file_name", *names), *rows])
 
 
-def _shares(shares):
-    return [f"{share:.6f}" for share in shares.tolist()]
+def _format_probabilities(logits):
+    """[[probability as text, ...], ...]: one list per clip, one text per genre."""
+    return [[f"{value:.6f}" for value in row] for row in logits.softmax(1).tolist()]
 
 
-def _write_table(path, header, rows):
-    with replacing(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+def _write_csv(path, rows, separator=",", line_end="\n"):
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
 
 
 class Summary:
@@ -72,34 +90,45 @@ class Summary:
         self.seconds = {}
 
     @contextlib.contextmanager
-    def stage(self, name):
+    def stage(self, name: str) -> Iterator[None]:
         """Counts the block's seconds under `name`."""
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
 
-    def write(self, path, progress, clips, logits, *, train, valid):
-        """Writes what came of the run as json, and logs its last lines."""
-        known = torch.tensor(clips.test["target"].to_numpy()) >= 0
-        right = logits.argmax(1) == torch.tensor(clips.test["target"].to_numpy())
-        accuracy = right[known].float().mean().item() if known.any() else None
+    def write(
+        self,
+        path: Path,
+        state: "TrainState",
+        competition: Competition,
+        test_logits: "torch.Tensor",
+        *,
+        train: pd.DataFrame,
+        valid: pd.DataFrame,
+    ) -> None:
+        """Writes the run's results as JSON, and logs the accuracies and seconds.
+
+        The test accuracy is that of the clips in test_master, None without one.
+        """
+        targets = competition.test["target"].to_numpy()
+        known = targets >= 0
+        correct = test_logits.argmax(1).numpy() == targets
+        test_accuracy = float(correct[known].mean()) if known.any() else None
         summary = {
-            "best_epoch": progress.best_epoch,
-            "epochs": progress.epoch,
-            "valid_accuracy": progress.best_accuracy,
-            "valid_loss": progress.best_loss,
-            "test_accuracy": accuracy,
-            "clips": {"train": len(train), "valid": len(valid), "test": len(clips.test)},
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "valid_accuracy": state.best_accuracy,
+            "valid_loss": state.best_loss,
+            "test_accuracy": test_accuracy,
+            "clips": {"train": len(train), "valid": len(valid), "test": len(competition.test)},
             "seconds": self.seconds,
         }
-        with replacing(path, "w", encoding="utf-8") as file:
+        with atomic_write(path, "w", encoding="utf-8") as file:
             json.dump(summary, file, indent=2)
             file.write("\n")
-        log.info(
-            "best epoch %d: validation accuracy %.3f", progress.best_epoch, progress.best_accuracy
-        )
-        if accuracy is not None:
-            log.info("test accuracy %.3f over %d clips", accuracy, int(known.sum()))
+        log.info("best epoch %d: validation accuracy %.3f", state.best_epoch, state.best_accuracy)
+        if test_accuracy is not None:
+            log.info("test accuracy %.3f over %d clips", test_accuracy, int(known.sum()))
         log.info(
             "seconds: %s", ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         )

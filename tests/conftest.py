@@ -1,4 +1,4 @@
-"""What several tests share: a tiny Demucs as a local repository, a small demo, real clips."""
+"""What several tests share: tiny networks, a small demo and a run on it, real clips."""
 
 import json
 import os
@@ -8,19 +8,21 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does, before torch is imported
 
 import pytest
+import soundfile
 import torch
+from browser import browser  # noqa: F401  (a fixture)
 from demucs.htdemucs import HTDemucs
+from helpers import FULL_BACKBONE, run_training, use_tiny_backbone
 from safetensors.torch import save_file
 
-import config
-import train
-from stemgenre import demo, runtime
-from stemgenre.cache import StemCache
+from stemgenre.demo import demo
+from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
+from stemgenre.training import model
 
 MUSIC = Path(__file__).parents[2] / "shared" / "music"  # real clips beside the checkout, if any
 
-TINY = {  # HTDemucs with 0.3 M weights: the real architecture in miniature
+TINY_DEMUCS = {  # HTDemucs with 0.3 M weights: the real architecture in miniature
     "sources": ["drums", "bass", "other", "vocals"],
     "channels": 8,
     "depth": 4,
@@ -28,6 +30,7 @@ TINY = {  # HTDemucs with 0.3 M weights: the real architecture in miniature
     "t_heads": 4,
     "bottom_channels": 32,
     "segment": 2,
+    "dconv_mode": 0,  # without the residual branches, which take half of the time
 }
 
 SMALL_RUN = (  # a whole run in seconds
@@ -47,10 +50,24 @@ SMALL_RUN = (  # a whole run in seconds
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tiny_backbone():
+    """Networks are built on a tiny EfficientNet, but for tests that ask for full_backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def full_backbone(monkeypatch):
+    """Networks are built on EfficientNet-B3 itself in this test."""
+    monkeypatch.setattr(model, "build_backbone", FULL_BACKBONE)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     torch.manual_seed(0)
-    return HTDemucs(**TINY).eval()
+    return HTDemucs(**TINY_DEMUCS).eval()
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +75,27 @@ def tiny_repo(tmp_path_factory, tiny_model):
     """A folder as the hub ships it: htdemucs.yaml and the safetensors that it names."""
     folder = tmp_path_factory.mktemp("repo")
     state = {name: tensor.contiguous() for name, tensor in tiny_model.state_dict().items()}
-    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(TINY)}
+    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(TINY_DEMUCS)}
     save_file(state, folder / "0123abcd.safetensors", metadata=meta)
     (folder / "htdemucs.yaml").write_text("models: ['0123abcd']\n")
     return folder
+
+
+def put_repo(folder, **changes):
+    """The repository of a tiny HTDemucs with other arguments and random weights."""
+    torch.manual_seed(0)
+    kind = TINY_DEMUCS | changes
+    state = {name: tensor.contiguous() for name, tensor in HTDemucs(**kind).state_dict().items()}
+    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(kind)}
+    save_file(state, folder / "0123abcd.safetensors", metadata=meta)
+    (folder / "htdemucs.yaml").write_text("models: ['0123abcd']\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fast_repo(tmp_path_factory):
+    """The tiny Demucs at 4000 Hz: the same code on fewer samples, for long files."""
+    return put_repo(tmp_path_factory.mktemp("fast"), samplerate=4000, segment=1)
 
 
 @pytest.fixture(scope="session")
@@ -81,9 +115,16 @@ def small_settings(small_data, tmp_path):
 
     def settings(*overrides):
         folders = (f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path / 'out'}")
-        return load_settings(config, [*SMALL_RUN, *folders, *overrides])
+        return load_settings([*SMALL_RUN, *folders, *overrides])
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_data, tmp_path_factory):
+    """The output folder of an undisturbed run of SMALL_RUN on small_data; not to be changed."""
+    out = tmp_path_factory.mktemp("finished_run")
+    return run_training(load_settings([*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]))
 
 
 @pytest.fixture
@@ -103,12 +144,14 @@ def copy_music(folder):
 
 @pytest.fixture(scope="session")
 def music_run(tmp_path_factory, tiny_repo):
-    """(DATA_DIR, OUTPUT_DIR) of a run on the real clips, separated by the tiny Demucs."""
+    """(DATA_DIR, OUTPUT_DIR) of a run on 6 s of the real clips, separated by the tiny Demucs."""
     folder = tmp_path_factory.mktemp("real")
     data, out = copy_music(folder / "music"), folder / "out"
-    knobs = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
-    knobs += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
-    settings = load_settings(config, knobs)
-    with runtime.start(settings.machine) as process:
-        train.run_competition(settings, process)
+    for path in data.rglob("*.au"):
+        wave, rate = soundfile.read(path, stop=6 * soundfile.info(path).samplerate)
+        soundfile.write(path, wave, rate)
+    overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
+    overrides += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
+    overrides += ["SEPARATION_OVERLAP=0"]
+    run_training(load_settings(overrides), with_report=True)
     return data, out

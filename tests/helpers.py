@@ -1,4 +1,4 @@
-"""What several tests need: short real audio, small tables, and a script run on its own."""
+"""What several tests need: a tiny network, short real audio, small tables, runs and scripts."""
 
 import os
 import subprocess
@@ -6,9 +6,74 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 import soundfile
+import torch
+from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
+
+import train
+from stemgenre.report import report
+from stemgenre.runtime import start_runtime
+from stemgenre.training import checkpoint, model
 
 ROOT = Path(__file__).parents[1]
+FULL_BACKBONE = model.build_backbone
+
+
+def tiny_backbone(stochastic_depth):
+    """torchvision's EfficientNet with the nine stages of B3 and 0.05 M weights."""
+    stages, last_channel = _efficientnet_conf("efficientnet_b3", width_mult=0.15, depth_mult=0.2)
+    return EfficientNet(
+        stages, 0.3, stochastic_depth_prob=stochastic_depth, last_channel=last_channel
+    )
+
+
+def use_tiny_backbone(set_attribute=setattr):
+    """From now on, this process builds its networks on tiny_backbone."""
+    set_attribute(model, "build_backbone", tiny_backbone)
+
+
+class NoReport:
+    """A Report that writes no page: its figures take most of a small run's seconds."""
+
+    def __init__(self, *arguments):
+        pass
+
+    begin = update = finish = __init__
+
+
+def run_training(settings, *, with_report=False):
+    """The output folder of a run of train.py in this process."""
+    with pytest.MonkeyPatch.context() as patch, start_runtime(settings.machine) as runtime:
+        if not with_report:
+            patch.setattr(report, "Report", NoReport)
+        train.run_competition(settings, runtime)
+    return settings.paths.output("")
+
+
+def run_results(out):
+    """What equal runs have in common: (weights, best weights), metrics but for the seconds, tables.
+
+    The tables are submit.csv and the files of probabilities, as bytes.
+    """
+    weights = [
+        checkpoint.load(out / name, kind)["weights"]
+        for name, kind in (("checkpoint.pth", "checkpoint"), ("best_model.pth", "model"))
+    ]
+    metrics = pd.read_csv(out / "metrics.csv").drop(columns="seconds")
+    tables = ("submit.csv", "valid_predictions.csv", "test_probabilities.csv")
+    return weights, metrics, [(out / name).read_bytes() for name in tables]
+
+
+def assert_same_run(out, expected):
+    """The run in the folder `out` ended as run_results() `expected`, bit for bit."""
+    weights, metrics, tables = run_results(out)
+    for left, right in zip(weights, expected[0], strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+    pd.testing.assert_frame_equal(metrics, expected[1], check_exact=True)
+    assert tables == expected[2]
 
 
 def tone(*, frequency=440.0, seconds=0.05, sr=8000, peak=0.5):

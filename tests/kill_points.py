@@ -1,16 +1,17 @@
 """train.py in a process of its own to which something happens at a named event.
 
-It is killed by SIGKILL, or from then on may write no file longer than a few bytes, as on a full
-disk. The events are what a run does to files (open:NAME, half:NAME in the middle of a write,
-replace:NAME written but not yet in its place, replaced:NAME just after, unlink:NAME, link:NAME) and
-its own steps (separate, measure, step, validate, predict). NAME may have wildcards.
+The events are what a run does to files (open:NAME, half:NAME in the middle of a write, replace:NAME
+written but not yet in its place, replaced:NAME just after, unlink:NAME, link:NAME) and its own
+steps (measure, step, validate, predict). NAME may have wildcards. What happens is an action: KILL
+(SIGKILL), FULL (from then on no file can grow longer than a few bytes, as on a full disk), or
+another signal's number.
 """
 
 import ctypes
 import fnmatch
 import functools
 import itertools
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import signal
@@ -19,35 +20,47 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
-KILLED = -signal.SIGKILL
-SMALL = 10  # bytes that a file may have on the full disk
-SECONDS = 120  # that a run may take
+KILL, FULL = signal.SIGKILL, "full"
+KILLED = -signal.SIGKILL  # the exit code
+MAX_BYTES = 10  # that a file may have on the full disk
+TIMEOUT_SECONDS = 120
 CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = (
+    "helpers", "sklearn.model_selection", "demucs.htdemucs", "julius", "librosa.core",
+    "stemgenre.data.competition", "stemgenre.demo.demo", "stemgenre.separation.separate",
+    "stemgenre.submission",
+)  # fmt: skip
 
 
+@functools.cache
 def start_server():
-    """From here on, a run costs no imports: a server has them done, and forks for each run."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    CONTEXT.set_forkserver_preload(
-        ["train", "sklearn.model_selection", "demucs.htdemucs", "julius"]
-    )
+    """From here on, a run costs no imports: a server has done them, and forks for each run."""
+    CONTEXT.set_forkserver_preload(list(PRELOAD))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        multiprocessing.forkserver.ensure_running()
 
 
-def run(knobs, *, kill_at=None, full_at=None, count=1, obeying=False, backwards=False):
-    """(exit code, output) of train.py, with something at the `count`-th such event.
+def run(
+    overrides, *, at=None, action=KILL, count=1, with_report=False, as_user=False, backwards=False
+):
+    """(exit code, output) of train.py, with an action at the `count`-th event `at`.
 
-    `obeying`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
-    back whenever somebody looks at it.
+    `as_user`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
+    back whenever it is read.
     """
+    start_server()
     reader, writer = CONTEXT.Pipe(duplex=False)
-    options = (kill_at, full_at, count, obeying, backwards)
-    process = CONTEXT.Process(target=_run, args=(knobs, writer, *options))
+    options = (at, action, count, with_report, as_user, backwards)
+    process = CONTEXT.Process(target=_run, args=(overrides, writer, *options))
     process.start()
     writer.close()
     hung = threading.Event()
-    timer = threading.Timer(SECONDS, lambda: (hung.set(), process.kill()))
+    timer = threading.Timer(TIMEOUT_SECONDS, lambda: (hung.set(), process.kill()))
     timer.start()
     parts = []
     while part := os.read(reader.fileno(), 2**16):
@@ -55,47 +68,53 @@ def run(knobs, *, kill_at=None, full_at=None, count=1, obeying=False, backwards=
     process.join()
     timer.cancel()
     if hung.is_set():
-        raise TimeoutError(f"a run has not ended within {SECONDS} s")
+        raise TimeoutError(f"a run has not ended within {TIMEOUT_SECONDS} s")
     return process.exitcode, b"".join(parts).decode()
 
 
-def _run(knobs, console, kill_at, full_at, count, obeying, backwards):
+def _run(overrides, console, at, action, count, with_report, as_user, backwards):
     os.chdir(ROOT)
     for descriptor in (1, 2):
         os.dup2(console.fileno(), descriptor)
     console.close()
 
     import torch
+    from helpers import NoReport, use_tiny_backbone
 
     import train
-    from stemgenre import runtime
+    from stemgenre import cli
+    from stemgenre.report import report
 
     torch.set_num_threads(1)  # the same number of threads gives the same bits
+    use_tiny_backbone()
+    if not with_report:
+        report.Report = NoReport
     counter = itertools.count(1)
 
     def happens(event, path=None):
         name = f"{event}:{Path(path).name}" if path else event
-        if fnmatch.fnmatch(name, kill_at or full_at or "") and next(counter) == count:
-            if full_at:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))
-                return
-            if event == "half":
-                os.truncate(path, Path(path).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not fnmatch.fnmatch(name, at or "") or next(counter) != count:
+            return
+        if action == FULL:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
+            return
+        if event == "half":
+            os.truncate(path, Path(path).stat().st_size // 2)
+        os.kill(os.getpid(), action)
 
     _watch_files(happens)
     _watch_steps(happens)
     if backwards:
         seconds = itertools.count(10**6, -60)
         time.time = lambda: float(next(seconds))
-    if obeying:
+    if as_user:
         _obey_permissions()
-    sys.argv = ["train.py", *knobs]
-    runtime.run_script(train.main)
+    sys.argv = ["train.py", *overrides]
+    cli.run_script(train.main)
 
 
 def _obey_permissions():
-    """Takes root's right to pass over file permissions from this process (capset(2))."""
+    """Takes root's right to ignore file permissions from this process (capset(2))."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
     libc = ctypes.CDLL(None)
@@ -138,9 +157,8 @@ def _watch_files(happens):
 
 
 def _watch_steps(happens):
-    from stemgenre import trainer
-    from stemgenre.frontend import FrontEnd
-    from stemgenre.separation import Separator
+    from stemgenre.features.log_mel import Frontend
+    from stemgenre.training import inference, trainer
 
     def watch(owner, name, event):
         function = getattr(owner, name)
@@ -152,8 +170,7 @@ def _watch_steps(happens):
 
         setattr(owner, name, watched)
 
-    watch(Separator, "__call__", "separate")
-    watch(FrontEnd, "decibels", "measure")
-    watch(trainer.Trainer, "_step", "step")
-    watch(trainer, "predict", "validate")
-    watch(sys.modules["train"], "predict", "predict")
+    watch(Frontend, "log_mel", "measure")
+    watch(trainer.Trainer, "on_step", "step")
+    watch(trainer, "compute_logits", "validate")
+    watch(inference, "compute_logits", "predict")

@@ -4,12 +4,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
 from helpers import tone
 
-from stemgenre import audio
+from stemgenre.data import audio
 from stemgenre.errors import UserError
 
 LOSSLESS, LOSSY = 1e-3, 0.1  # how far a decoded peak may be off
@@ -97,8 +98,8 @@ def put_header_only(path):
         (lambda path: path.mkdir(), "cannot be decoded"),
         (lambda path: path.symlink_to("nowhere.wav"), "cannot be decoded"),
         (lambda path: None, "cannot be decoded"),
-        (lambda path: put_samples(path, [0.1, np.nan, 0.1]), "no numbers"),
-        (lambda path: put_samples(path, [0.1, -np.inf, 0.1]), "no numbers"),
+        (lambda path: put_samples(path, [0.1, np.nan, 0.1]), "NaN or infinite"),
+        (lambda path: put_samples(path, [0.1, -np.inf, 0.1]), "NaN or infinite"),
         (lambda path: put_samples(path, np.zeros(4000)), "silent"),
     ],
     ids=["0 bytes", "header only", "no samples", "text", "junk", "folder", "dangling link",
@@ -142,6 +143,37 @@ def test_what_the_new_rate_cannot_hold_is_gone_instead_of_mirrored():
     wave = tone(frequency=9000, seconds=0.5, sr=44100)
     result = audio.resample(wave, from_rate=44100, to_rate=11025)
     assert np.abs(result[500:-500]).max() < 1e-3
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (48000, 2), (44100, 6)])
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".m4a"])
+def test_blocks_joined_are_the_whole_file(tmp_path, suffix, rate, channels):
+    path = tmp_path / f"long{suffix}"
+    noise = np.random.default_rng(0).normal(0, 0.1, (25 * rate, channels))
+    if suffix == ".m4a" and shutil.which("ffmpeg"):
+        soundfile.write(tmp_path / "x.wav", noise, rate)
+        command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", "-c:a", "alac", path]
+        subprocess.run(command, check=True)
+    elif suffix == ".m4a" or (suffix, channels) == (".mp3", 6):
+        pytest.skip("this cannot be written")
+    else:
+        soundfile.write(path, noise, rate)
+    blocks, rates = zip(*audio.read_blocks(path), strict=True)
+    wave, _ = audio.decode(path)
+    assert len(blocks) == 3
+    assert set(rates) == {rate}
+    assert np.array_equal(np.concatenate(blocks).T, wave)
+    resampled = audio.resample_blocks(zip(blocks, rates, strict=True), to_rate=22050)
+    whole = audio.resample(wave, from_rate=rate, to_rate=22050)
+    assert whole.shape == (channels, 25 * 22050)
+    assert np.array_equal(np.concatenate(list(resampled)).T, whole)
+
+
+def test_resampling_is_as_librosas():
+    wave = np.random.default_rng(0).normal(0, 0.1, (2, 9999)).astype(np.float32)
+    for rate in (22050, 8000, 96000):
+        expected = librosa.resample(wave, orig_sr=44100, target_sr=rate, res_type="soxr_hq")
+        assert np.array_equal(audio.resample(wave, from_rate=44100, to_rate=rate), expected)
 
 
 def test_a_file_cut_in_half_is_refused_not_shortened(tmp_path):

@@ -1,19 +1,27 @@
 """A cache entry gives back the stems it was given, or is refused: never other stems.
 
-It is made anew when the file, the model or the rate is another; older forms are still read.
+The clip is separated again when the source file, the model or the sample rate has changed; older
+forms of entries are still read.
 """
 
 import io
+import json
 import os
 import pickle
+import re
+import struct
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from helpers import run_with_full_disk
 
-from stemgenre.cache import STEMS, CacheError, StemCache
+from stemgenre.errors import ClipError, UserError
+from stemgenre.separation.cache import CacheError, StemCache, StemSpool, cached_blocks
+from stemgenre.settings import STEMS
 
 SR = 22050
 
@@ -32,28 +40,35 @@ def cache(tmp_path):
 
 
 def noise(*, samples=300, level_db=-20.0, seed=0):
-    """Four stems of noise at a level in dBFS (rms): (4, samples) float32."""
+    """Four stems of noise at a level in dBFS (RMS): (4, samples) float32."""
     wave = np.random.default_rng(seed).standard_normal((len(STEMS), samples))
     return (wave * 10 ** (level_db / 20)).astype(np.float32)
 
 
-def put_old_form(cache, stems, *, save=np.savez, names=STEMS, extra=()):
+def read_meta(path):
+    with np.load(path) as entry:
+        return json.loads(str(entry["meta"]))
+
+
+def put_old_entry(cache, stems, *, save=np.savez, names=STEMS, extra=()):
     """An entry as the older pipeline wrote it: float32, no meta."""
     cache.folder.mkdir(exist_ok=True)
     arrays = dict(zip(names, stems, strict=True)) | {name: stems.sum(axis=0) for name in extra}
     save(cache.path("train_0"), **arrays)
 
 
+# What is written and read
+
+
 @pytest.mark.parametrize("level_db", [-6, -20, -40, -60, -80])
-def test_stems_come_back_with_70_db_at_any_level_of_music(cache, source, level_db):
+def test_stems_keep_70_db_snr_at_any_level_of_music(cache, source, level_db):
     stems = noise(level_db=level_db, samples=5000)
     cache.write("train_0", stems, source)
-    found = cache.read("train_0").astype(np.float32)
-    error = found - stems
+    error = cache.read("train_0").astype(np.float32) - stems
     assert 10 * np.log10((stems**2).sum() / (error**2).sum()) >= 70
 
 
-def test_below_any_level_of_music_the_error_stays_under_144_db(cache, source):
+def test_the_error_of_very_quiet_stems_is_below_minus_144_db(cache, source):
     stems = noise(level_db=-100, samples=5000)
     cache.write("train_0", stems, source)
     error = cache.read("train_0").astype(np.float32) - stems
@@ -80,22 +95,67 @@ def test_the_same_stems_and_source_give_the_same_bytes(cache, source):
     assert entries[0] == entries[1]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_stems_that_float16_cannot_hold_are_not_stored(cache, source, value):
+    stems = noise()
+    stems[2, 7] = value
+    with np.errstate(over="ignore"), pytest.raises(ClipError, match=r"train_0\.au .*infinite"):
+        cache.write("train_0", stems, source)
+    assert not cache.path("train_0").exists()
+
+
+def test_a_source_that_has_vanished_is_named(cache, source):
+    cache.write("train_0", noise(), source)
+    source.unlink()
+    for action in (cache.is_current, lambda *args: cache.write("train_0", noise(), args[1])):
+        with pytest.raises(ClipError, match=r"train_0\.au can no longer be read: No such file"):
+            action("train_0", source)
+
+
+def test_the_precision_of_the_separation_is_recorded(cache, source):
+    cache.write("train_0", noise(), source)
+    assert read_meta(cache.path("train_0"))["precision"] == "float32"
+    cache.write("train_0", noise(), source, precision="float16")
+    assert read_meta(cache.path("train_0"))["precision"] == "float16"
+    assert cache.is_current("train_0", source)
+
+
+def test_an_entry_written_before_precision_was_recorded_is_current(cache, source):
+    cache.write("train_0", noise(), source)
+    with np.load(cache.path("train_0")) as entry:
+        arrays = {name: entry[name] for name in entry.files}
+    meta = json.loads(str(arrays["meta"]))
+    del meta["precision"]
+    np.savez(cache.path("train_0"), **arrays | {"meta": np.array(json.dumps(meta))})
+    assert cache.is_current("train_0", source)
+    assert np.allclose(cache.read("train_0"), noise(), rtol=1e-3)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("extra", [(), ("original",)])
-def test_the_older_forms_are_current_and_read(cache, source, save, extra):
+def test_older_forms_are_current_and_read(cache, source, save, extra):
     stems = noise()
-    put_old_form(cache, stems, save=save, extra=extra)
+    put_old_entry(cache, stems, save=save, extra=extra)
     assert cache.is_current("train_0", source)
     assert np.array_equal(cache.read("train_0"), stems)
     assert cache.read_file(cache.path("train_0"))[1] == SR
 
 
-def test_the_three_channel_form_is_made_anew(cache, source):
+@pytest.mark.parametrize("dtype", [">f2", "<f4", ">f8"])
+def test_stems_of_any_float_type_are_read(cache, dtype):
+    put_old_entry(cache, noise().astype(dtype), save=np.savez_compressed)
+    assert np.allclose(cache.read("train_0"), noise(), atol=1e-3)
+
+
+def test_the_three_channel_form_is_separated_again(cache, source):
     names = ("original", "accompaniment", "vocals")
-    put_old_form(cache, noise()[:3], names=names)
+    put_old_entry(cache, noise()[:3], names=names)
     assert not cache.is_current("train_0", source)
     with pytest.raises(CacheError, match=r"train_0\.npz cannot be read"):
         cache.read("train_0")
+
+
+# Which entries are current
 
 
 def rewrite(path, content, *, keep_time=False):
@@ -124,7 +184,7 @@ def test_an_entry_is_current_as_long_as_its_source_has_the_same_content(
     assert cache.is_current("train_0", source) is current
 
 
-def test_an_entry_of_another_model_rate_or_file_is_not_current(cache, source, tmp_path):
+def test_an_entry_of_another_model_rate_or_file_is_not_current(cache, source):
     cache.write("train_0", noise(), source)
     other = source.with_name("other.au")
     other.write_bytes(source.read_bytes())
@@ -136,98 +196,165 @@ def test_an_entry_of_another_model_rate_or_file_is_not_current(cache, source, tm
     assert not cache.is_current("train_1", source)
 
 
-def outcome(cache, stems):
+# Damaged entries
+
+
+def read_outcome(cache, stems):
     """What reading gives: the same stems, other stems, or a refusal."""
     try:
         found = cache.read("train_0")
     except CacheError as error:
-        assert "removed, run again" in str(error)
+        assert "was removed, run again" in str(error)
+        assert "\n" not in str(error)
         return "refused"
     return "same" if np.array_equal(found, stems) else "other stems"
 
 
-@pytest.mark.parametrize("form", ["new", "old", "compressed"])
-def test_a_damaged_entry_is_refused_or_still_right(cache, source, form):
+@pytest.mark.parametrize("form", ["current", "old", "compressed"])
+def test_an_entry_with_a_damaged_byte_is_refused_or_still_right(cache, source, form):
     stems = noise(samples=20).astype(np.float16)
-    if form == "new":
+    if form == "current":
         cache.write("train_0", stems, source)
     else:
         save = np.savez if form == "old" else np.savez_compressed
-        put_old_form(cache, stems.astype(np.float32), save=save)
+        put_old_entry(cache, stems.astype(np.float32), save=save)
     path = cache.path("train_0")
-    whole = path.read_bytes()
-    outcomes = set()
-    for offset, flip in enumerate(np.random.default_rng(0).integers(1, 256, len(whole))):
-        damaged = bytearray(whole)
-        damaged[offset] ^= flip
+    valid_bytes = path.read_bytes()
+    rng, outcomes = np.random.default_rng(0), set()
+    for offset in range(0, len(valid_bytes), 2):
+        damaged = bytearray(valid_bytes)
+        damaged[offset + rng.integers(2)] ^= rng.integers(1, 256)
         path.write_bytes(damaged)
-        outcomes.add(outcome(cache, stems))
+        outcomes.add(read_outcome(cache, stems))
         assert cache.is_current("train_0", source) in (True, False)
     assert outcomes == {"same", "refused"}
 
 
-def test_a_truncated_entry_is_made_anew(cache, source):
+def test_a_truncated_entry_is_separated_again(cache, source):
     stems = noise(samples=100).astype(np.float16)
     cache.write("train_0", stems, source)
     path = cache.path("train_0")
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
+    valid_bytes = path.read_bytes()
+    for length in range(0, len(valid_bytes), 7):
+        path.write_bytes(valid_bytes[:length])
         assert not cache.is_current("train_0", source)
-        assert outcome(cache, stems) == "refused"
+        assert read_outcome(cache, stems) == "refused"
 
 
-def npy(array, *, shape=None):
+def npy(array, *, shape=None, version=(1, 0)):
     """The bytes of an .npy member, with another shape in its header if given."""
     stream = io.BytesIO()
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(stream, header | ({"shape": shape} if shape else {}))
+    if shape is None:
+        np.lib.format.write_array(stream, array, allow_pickle=True, version=version)
+        return stream.getvalue()
+    header = np.lib.format.header_data_from_array_1_0(array) | {"shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue() + array.tobytes()
 
 
-def put_members(cache, **members):
+def put_members(cache, *, names=STEMS, **members):
+    """A valid entry of 300 samples without meta, but for some members' bytes."""
     cache.folder.mkdir(exist_ok=True)
-    good = {stem: npy(wave) for stem, wave in zip(STEMS, noise(), strict=True)}
+    valid = {name: npy(wave) for name, wave in zip(names, noise(), strict=False)}
     with zipfile.ZipFile(cache.path("train_0"), "w") as archive:
-        for name, data in (good | members).items():
+        for name, data in (valid | members).items():
             archive.writestr(f"{name}.npy", data)
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
-        {"bass": npy(noise()[0], shape=(10**12,))},
-        {"bass": npy(noise()[0], shape=(2**40, 2**40))},
-        {"bass": npy(noise()[0], shape=(2**62, 4))},
-        {"bass": npy(noise()[0], shape=(-1,))},
-        {"bass": npy(noise()[0], shape=(30, 10))},
-        {"bass": npy(noise()[0, :-1])},
-        {"bass": npy(noise()[0, :0])},
-        {"bass": npy(np.full(300, np.nan, dtype=np.float32))},
-        {"bass": npy(np.arange(300))},
-        {"bass": npy(np.array(["x"] * 300))},
-        {"bass": b""},
-        {"bass": b"\x93NUMPY\x01\x00\x0c\x00{'shape': (\n" + bytes(100)},
-        {"bass": b"\x93NUMPY\x01\x00\x10\x00{'shape': 007,}\n" + bytes(100)},
-        {"bass": b"\x93NUMPY\x03\x00\x10\x00" + bytes(100)},
-        {stem: npy(noise()[0, :0]) for stem in STEMS},
-        {"meta": npy(np.array("not json"))},
-        {"meta": npy(np.array("[1, 2]"))},
-        {"meta": npy(np.array(3.0))},
-    ],
-    ids=lambda members: repr(members)[:60],
-)
-def test_an_entry_that_cannot_be_stems_is_refused_at_once(cache, source, members):
+def patch(cache, offset, data, **members):
+    """An entry with these bytes at `offset` of each record of the zip file's directory."""
     put_members(cache, **members)
+    content = bytearray(cache.path("train_0").read_bytes())
+    for record in re.finditer(rb"PK\x01\x02", bytes(content)):
+        start = record.start() + offset
+        content[start : start + len(data)] = data
+    cache.path("train_0").write_bytes(content)
+
+
+BASS = noise()[1]
+GIGABYTE = npy(BASS, shape=(2**28,))
+INVALID_MEMBERS = {
+    "a shape of terabytes": {"bass": npy(BASS, shape=(10**12,))},
+    "a shape of gigabytes": {"bass": npy(BASS, shape=(10**9,))},
+    "all stems of gigabytes": {stem: npy(BASS, shape=(10**9,)) for stem in STEMS},
+    "a shape beyond 64 bits": {"bass": npy(BASS, shape=(2**40, 2**40))},
+    "a shape that overflows to 0": {"bass": npy(BASS, shape=(2**62, 4))},
+    "a negative shape": {"bass": npy(BASS, shape=(-1,))},
+    "two dimensions": {"bass": npy(BASS, shape=(30, 10))},
+    "stereo": {"bass": npy(np.zeros((2, 150), "f2"))},
+    "no dimension": {"bass": npy(np.array(0.5, "f2"))},
+    "one stem shorter": {"bass": npy(BASS[:-1])},
+    "one stem longer": {"bass": npy(np.zeros(301, "f4"))},
+    "one stem empty": {"bass": npy(BASS[:0])},
+    "all stems empty": {stem: npy(BASS[:0]) for stem in STEMS},
+    "NaN": {"bass": npy(np.full(300, np.nan, "f4"))},
+    "infinite": {"bass": npy(np.full(300, np.inf, "f4"))},
+    "integers": {"bass": npy(np.arange(300))},
+    "booleans": {"bass": npy(np.zeros(300, bool))},
+    "complex": {"bass": npy(np.zeros(300, "c8"))},
+    "text": {"bass": npy(np.array(["x"] * 300))},
+    "records": {"bass": npy(np.zeros(300, dtype=[("left", "f2"), ("right", "f2")]))},
+    "objects": {"bass": npy(np.array([None] * 300))},
+    "no bytes": {"bass": b""},
+    "an unclosed header": {"bass": b"\x93NUMPY\x01\x00\x0c\x00{'shape': (\n" + bytes(100)},
+    "an invalid number": {"bass": b"\x93NUMPY\x01\x00\x10\x00{'shape': 007,}\n" + bytes(100)},
+    "another .npy version": {"bass": npy(BASS, version=(3, 0))},
+    "an invalid .npy version": {"bass": b"\x93NUMPY\x09\x00\x10\x00" + bytes(100)},
+    "meta that is no JSON": {"meta": npy(np.array("not json"))},
+    "meta that is a list": {"meta": npy(np.array("[1, 2]"))},
+    "meta that is a number": {"meta": npy(np.array(3.0))},
+    "meta that is empty": {"meta": npy(np.array([], "U1"))},
+    "meta of deep JSON": {"meta": npy(np.array("[" * 10**5))},
+}
+INVALID_ENTRIES = {
+    "0 bytes": lambda cache: cache.path("train_0").write_bytes(b""),
+    "a folder": lambda cache: cache.path("train_0").mkdir(),
+    "an image": lambda cache: cache.path("train_0").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)),
+    "an .npy": lambda cache: cache.path("train_0").write_bytes(npy(BASS)),
+    "an empty archive": lambda cache: put_members(cache, names=()),
+    "no drums": lambda cache: put_members(cache, names=("vocals", "bass", "other")),
+    "in a folder": lambda cache: put_members(cache, names=[f"stems/{stem}" for stem in STEMS]),
+    "encrypted": lambda cache: patch(cache, 8, b"\x01"),
+    "an unknown compression": lambda cache: patch(cache, 10, b"\x63"),
+    "a directory that claims gigabytes": lambda cache: patch(
+        cache, 20, struct.pack("<II", 2**31, 2**31)
+    ),
+    "a directory and headers that claim gigabytes": lambda cache: patch(
+        cache, 20, struct.pack("<II", 2**30 + 128, 2**30 + 128), **dict.fromkeys(STEMS, GIGABYTE)
+    ),
+}
+
+
+def assert_refused(cache, action):
+    """A UserError of one line with the path, soon and without allocating what the file claims."""
+    tracemalloc.start()
     started = time.monotonic()
-    with pytest.raises(CacheError, match=r"train_0\.npz"):
-        cache.read("train_0")
-    assert cache.is_current("train_0", source) in (True, False)
+    with pytest.raises(UserError, match=r"^[^\n]*train_0\.npz[^\n]*$"):
+        action()
     assert time.monotonic() - started < 2
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", INVALID_MEMBERS)
+def test_an_entry_with_an_invalid_member_is_refused(cache, source, name):
+    put_members(cache, **INVALID_MEMBERS[name])
+    assert cache.is_current("train_0", source) in (True, False)
+    assert_refused(cache, lambda: next(cached_blocks(cache.path("train_0"), samples=100)))
+    assert_refused(cache, lambda: cache.read("train_0"))
+    assert not cache.path("train_0").exists(), "the next run separates the clip again"
+
+
+@pytest.mark.parametrize("name", INVALID_ENTRIES)
+def test_a_file_that_is_no_entry_is_refused_and_separated_again(cache, source, name):
+    cache.folder.mkdir()
+    INVALID_ENTRIES[name](cache)
+    assert_refused(cache, lambda: cache.read("train_0"))
+    assert not cache.is_current("train_0", source)
 
 
 class Payload:
-    """Unpickled, it makes a file."""
+    """Unpickled, it makes a folder."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -239,14 +366,14 @@ class Payload:
 @pytest.mark.parametrize("member", ["vocals", "meta"])
 def test_code_in_an_entry_does_not_run(cache, source, tmp_path, member):
     marker = tmp_path / "it ran"
-    pickled = npy(np.zeros(0, dtype=object)) + pickle.dumps(Payload(marker))
+    pickled = npy(np.zeros(0, dtype=object), shape=(0,)) + pickle.dumps(Payload(marker))
     put_members(cache, **{member: pickled})
     with pytest.raises(CacheError):
         cache.read("train_0")
     cache.is_current("train_0", source)
     assert not marker.exists()
-    pickle.loads(pickle.dumps(Payload(marker)))  # it would have
-    assert marker.exists()
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists(), "the payload itself works"
 
 
 def test_a_failing_write_leaves_the_old_entry_and_no_other_file(cache, source):
@@ -256,7 +383,7 @@ def test_a_failing_write_leaves_the_old_entry_and_no_other_file(cache, source):
         cache.write("train_0", noise()[:3], source)
     code = (
         "import sys, numpy\n"
-        "from stemgenre.cache import StemCache\n"
+        "from stemgenre.separation.cache import StemCache\n"
         "cache = StemCache(sys.argv[1], model='htdemucs', sample_rate=22050)\n"
         "cache.write('train_0', numpy.ones((4, 50_000)), sys.argv[2])\n"
     )
@@ -265,3 +392,36 @@ def test_a_failing_write_leaves_the_old_entry_and_no_other_file(cache, source):
     assert "train_0.npz cannot be written" in done.stderr
     assert [path.name for path in cache.folder.iterdir()] == ["train_0.npz"]
     assert cache.path("train_0").read_bytes() == before
+
+
+# Stems too long for memory
+
+
+@pytest.mark.parametrize("samples", [1, 128, 300, 1000])
+def test_an_entry_can_be_read_in_blocks(cache, source, samples):
+    cache.write("train_0", noise(), source)
+    blocks = list(cached_blocks(cache.path("train_0"), samples=samples))
+    assert max(block.shape[1] for block in blocks) <= samples
+    assert torch.equal(torch.cat(blocks, dim=1), torch.from_numpy(cache.read("train_0")))
+
+
+def test_a_damaged_entry_gives_no_block(cache, source):
+    cache.write("train_0", noise(samples=20_000), source)
+    content = bytearray(cache.path("train_0").read_bytes())
+    content[-1500] ^= 1  # near the end of the last stem
+    cache.path("train_0").write_bytes(content)
+    with pytest.raises(CacheError, match="Bad CRC-32"):
+        next(cached_blocks(cache.path("train_0"), samples=10))
+
+
+def test_spooled_blocks_become_the_same_entry_as_whole_stems(cache, source):
+    stems = noise().astype(np.float16)
+    cache.write("train_0", stems, source, precision="float16")
+    expected = cache.path("train_0").read_bytes()
+    spool = StemSpool(cache)
+    for start in range(0, 300, 77):
+        spool.add(torch.from_numpy(stems[:, start : start + 77]))
+    spool.store("train_1", source, precision="float16")
+    spool.close()
+    assert cache.path("train_1").read_bytes() == expected
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["train_0.npz", "train_1.npz"]

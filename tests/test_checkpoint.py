@@ -7,17 +7,16 @@ import pytest
 import torch
 from helpers import run_with_full_disk
 
-import config
-from stemgenre import checkpoint
 from stemgenre.errors import UserError
-from stemgenre.settings import load_settings
+from stemgenre.settings import CONFIG_FILE, load_settings, read_settings_file
+from stemgenre.training import checkpoint
 
 CONTENT = {
     "weights": {"layer.weight": torch.arange(200.0).reshape(10, 20), "empty": torch.zeros(0)},
     "half": torch.ones(3, dtype=torch.bfloat16),
     "plain": {"epoch": 3, "loss": 0.25, "names": ["a", "ロック"], "none": None, "pair": (1, 2)},
 }
-IDENTITY = {"SEED": 42, "IMG_SIZE": 600, "labels": {"blues": 0}, "training clips": ["a", "b"]}
+SIGNATURE = {"SEED": 42, "IMG_SIZE": 600, "labels": {"blues": 0}, "training clips": ["a", "b"]}
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"not a checkpoint", b"\x80\x02}q\x00.", bytes(5000)], ids=repr
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_of_another_type_is_refused(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     assert "cannot be read as a checkpoint" in refusal(tmp_path / "x.pth")
 
@@ -70,7 +69,7 @@ def test_a_truncated_file_is_refused(path):
         assert "cannot be read" in refusal(path)
 
 
-def test_a_damaged_file_is_refused_or_still_right(path):
+def test_a_damaged_file_is_refused_or_reads_the_same(path):
     whole = path.read_bytes()
     refused = 0
     for offset in range(0, len(whole), 11):
@@ -124,7 +123,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(path):
     before = path.read_bytes()
     code = (
         "import sys, torch\n"
-        "from stemgenre import checkpoint\n"
+        "from stemgenre.training import checkpoint\n"
         "checkpoint.save(sys.argv[1], 'checkpoint', {'weights': torch.zeros(100_000)})\n"
     )
     done = run_with_full_disk(code, path)
@@ -146,7 +145,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(path):
 )
 def test_what_differs_from_the_run_is_listed(change, said):
     with pytest.raises(UserError) as caught:
-        checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | change)
+        checkpoint.check_signature("x.pth", SIGNATURE, SIGNATURE | change)
     lines = str(caught.value).splitlines()
     assert "x.pth" in lines[0]
     assert "RESUME_FROM_CHECKPOINT=False" in lines[-1]
@@ -155,39 +154,44 @@ def test_what_differs_from_the_run_is_listed(change, said):
         assert words in str(caught.value)
 
 
-def test_the_same_identity_fits():
-    checkpoint.check_identity("x.pth", IDENTITY, dict(reversed(IDENTITY.items())))
+def test_the_same_signature_fits():
+    checkpoint.check_signature("x.pth", SIGNATURE, dict(reversed(SIGNATURE.items())))
 
 
-def test_a_knob_that_is_newer_than_the_checkpoint_was_at_its_default():
-    checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | {"CHANNELS": config.CHANNELS})
+def test_a_setting_that_is_newer_than_the_checkpoint_was_at_its_default():
+    default = read_settings_file(CONFIG_FILE)["CHANNELS"]
+    checkpoint.check_signature("x.pth", SIGNATURE, SIGNATURE | {"CHANNELS": default})
     with pytest.raises(UserError, match="CHANNELS: vocals,drums,bass,other in the .*, mix here"):
-        checkpoint.check_identity("x.pth", IDENTITY, IDENTITY | {"CHANNELS": "mix"})
+        checkpoint.check_signature("x.pth", SIGNATURE, SIGNATURE | {"CHANNELS": "mix"})
 
 
 def settings(folder, *overrides):
-    return load_settings(config, [f"OUTPUT_DIR={folder}", *overrides])
+    return load_settings([f"OUTPUT_DIR={folder}", *overrides])
 
 
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"there is no checkpoint .*checkpoint\.pth"):
-        checkpoint.to_resume_from(settings(tmp_path, "RESUME_FROM_CHECKPOINT=True"), IDENTITY)
+        checkpoint.load_resume_checkpoint(
+            settings(tmp_path, "RESUME_FROM_CHECKPOINT=True"), SIGNATURE
+        )
 
 
 def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
-    content = CONTENT | {"identity": IDENTITY, "progress": {}, "channels": []}
+    content = CONTENT | {"run_signature": SIGNATURE, "train_state": {}, "channel_stats": []}
     checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
     resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
-    assert equal(checkpoint.to_resume_from(resume, IDENTITY)["weights"], CONTENT["weights"])
+    assert equal(
+        checkpoint.load_resume_checkpoint(resume, SIGNATURE)["weights"], CONTENT["weights"]
+    )
     with pytest.raises(UserError, match="SEED"):
-        checkpoint.to_resume_from(resume, IDENTITY | {"SEED": 7})
+        checkpoint.load_resume_checkpoint(resume, SIGNATURE | {"SEED": 7})
 
 
-def test_starting_afresh_warns_that_a_checkpoint_will_be_replaced(path, caplog):
+def test_starting_from_scratch_warns_that_a_checkpoint_will_be_replaced(path, caplog):
     with caplog.at_level(logging.WARNING):
-        assert checkpoint.to_resume_from(settings(path.parent), IDENTITY) is None
+        assert checkpoint.load_resume_checkpoint(settings(path.parent), SIGNATURE) is None
     assert str(path) in caplog.text
     assert "RESUME_FROM_CHECKPOINT=True" in caplog.text
     caplog.clear()
-    assert checkpoint.to_resume_from(settings(path.parent / "new"), IDENTITY) is None
+    assert checkpoint.load_resume_checkpoint(settings(path.parent / "new"), SIGNATURE) is None
     assert not caplog.messages

@@ -1,71 +1,126 @@
 """eda.py writes its page and tables, names what is wrong with the data, and train.py heeds it."""
 
+import contextlib
+import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from browser import look
-from helpers import put_table, run_python
+from browser import open_page
+from helpers import put_table
 
-from stemgenre import audio
+import eda
+from stemgenre.data import audio
+from stemgenre.data.competition import load_competition
+from stemgenre.data.split import load_groups
+from stemgenre.errors import Interrupted
+from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import StemCache
+from stemgenre.settings import STEMS, load_settings
 
-SMALL = ("SR=11025", "N_FFT=1024", "HOP_LENGTH=256", "N_MELS=32", "CLIP_SECONDS=6", "IMG_SIZE=64")
-EVIL = "<b>R&B</b>"  # a genre may be called what it likes
+SMALL = (
+    "SR=11025", "N_FFT=1024", "HOP_LENGTH=256", "N_MELS=32", "CLIP_SECONDS=6", "IMG_SIZE=64",
+    "NUM_CLASSES=auto", "DEVICE=cpu",
+)  # fmt: skip
+HOSTILE = "<b>R&B</b>"  # a genre may have any name
+TABLES = ("clips", "genres", "duplicates", "groups", "unreadable", "unlisted")
 
 
-def eda(data, out, *overrides):
-    knobs = (f"DATA_DIR={data}", f"EDA_DIR={out}", "DEVICE=cpu", *SMALL, *overrides)
-    return run_python("eda.py", *knobs)
+def settings_of(folder, *overrides):
+    folders = (f"DATA_DIR={folder / 'data'}", f"EDA_DIR={folder / 'eda'}")
+    return load_settings([*folders, *SMALL, *overrides])
+
+
+@contextlib.contextmanager
+def logged():
+    """The messages that the scripts would print, a list that fills up."""
+    messages, logger = [], logging.getLogger("stemgenre")
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def run_eda(settings):
+    """All that eda.py says."""
+    with logged() as messages, start_runtime(settings.machine) as runtime:
+        eda.run_eda(settings, runtime)
+    return "\n".join(messages)
+
+
+def write_messy_data(folder):
+    """A competition with every problem that eda.py has to report."""
+    sounds, rng = folder / "sounds", np.random.default_rng(0)
+    sounds.mkdir(parents=True)
+    clips = {f"train_{i}.wav": rng.normal(0, 0.1, 11025 * 6) for i in range(6)}
+    clips["train_6.wav"] = 0.5 * clips["train_0.wav"][11025:]  # with the other label
+    clips["train_7.wav"] = 2.0 * clips["train_1.wav"]  # with the same label
+    clips["train_8.wav"] = np.concatenate([clips["train_2.wav"][:22050], np.zeros(44100)]) + 0.05
+    clips["test_0.wav"] = clips["train_3.wav"][: 11025 * 5]
+    clips["test_1.wav"] = rng.normal(0, 5e-5, 11025 * 2)
+    clips["unlisted.wav"] = rng.normal(0, 0.1, 11025)
+    for name, wave in clips.items():
+        soundfile.write(sounds / name, wave, 11025)
+    (sounds / "train_9.wav").write_bytes(b"this is no audio")
+    labels = [0, 1, 0, 1, 0, 1, 1, 1, 0, 0]
+    rows = [("file_name", "label_id"), *((f"train_{i}.wav", x) for i, x in enumerate(labels))]
+    put_table(folder / "train_master.tsv", rows)
+    label_rows = [("label_name", "label_id"), (HOSTILE, 0), ("jazz", 1)]
+    put_table(folder / "label_master.tsv", label_rows)
+    put_table(folder / "sample_submit.tsv", [("test_0.wav", 0), ("test_1.wav", 0)])
+
+
+def write_stems(settings, names):
+    """Stems of some clips, as train.py leaves them when it is stopped: scaled parts of the mix."""
+    cache = StemCache(
+        settings.cache_folder, model=settings.separation.separation_model, sample_rate=11025
+    )
+    for name in names:
+        source = Path(settings.paths.data_dir) / "sounds" / f"{name}.wav"
+        wave, _ = audio.decode(source)
+        cache.write(name, wave * np.array([[0.1], [0.2], [0.3], [0.4]]), source)
 
 
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory):
-    """A competition with every fault that eda.py is to list, and eda.py's answer about it."""
+    """(folder, what eda.py said about messy data of which some clips are separated)."""
     folder = tmp_path_factory.mktemp("messy")
-    sounds, rng = folder / "data" / "sounds", np.random.default_rng(0)
-    sounds.mkdir(parents=True)
-    songs = {f"train_{i}.wav": rng.normal(0, 0.1, 11025 * 6) for i in range(6)}
-    songs["train_6.wav"] = 0.5 * songs["train_0.wav"][11025:]  # with the other label
-    songs["train_7.wav"] = 2.0 * songs["train_1.wav"]  # with the same label
-    songs["train_8.wav"] = np.concatenate([songs["train_2.wav"][:22050], np.zeros(44100)]) + 0.05
-    songs["test_0.wav"] = songs["train_3.wav"][: 11025 * 5]
-    songs["test_1.wav"] = rng.normal(0, 5e-5, 11025 * 2)
-    songs["unnamed.wav"] = rng.normal(0, 0.1, 11025)
-    for name, wave in songs.items():
-        soundfile.write(sounds / name, wave, 11025)
-    (sounds / "train_9.wav").write_bytes(b"this is no sound")
-    labels = [0, 1, 0, 1, 0, 1, 1, 1, 0, 0]
-    rows = [("file_name", "label_id"), *((f"train_{i}.wav", x) for i, x in enumerate(labels))]
-    put_table(folder / "data" / "train_master.tsv", rows)
-    label_rows = [("label_name", "label_id"), (EVIL, 0), ("jazz", 1)]
-    put_table(folder / "data" / "label_master.tsv", label_rows)
-    put_table(folder / "data" / "sample_submit.tsv", [("test_0.wav", 0), ("test_1.wav", 0)])
-    return folder, eda(folder / "data", folder / "out")
+    write_messy_data(folder / "data")
+    settings = settings_of(folder)
+    write_stems(settings, [f"train_{i}" for i in range(6)])
+    damaged = Path(settings.cache_folder) / "train_5.npz"
+    data = bytearray(damaged.read_bytes())
+    data[5000] ^= 255
+    damaged.write_bytes(data)
+    return folder, run_eda(settings)
 
 
 def read(folder, name):
-    return pd.read_csv(folder / "out" / f"{name}.csv", keep_default_na=False)
+    return pd.read_csv(folder / "eda" / f"{name}.csv", keep_default_na=False)
 
 
-def test_faults_do_not_stop_it_and_are_said_in_the_terminal(messy):
-    _, done = messy
-    assert done.returncode == 0, done.stderr
+def test_problems_are_logged_and_do_not_stop_it(messy):
     for text in (
         "10 training and 2 test clips of 2 genres",
         "train_9.wav cannot be decoded",
-        "no master names 1 audio files",
-        f"one recording, two labels: train_0.wav is {EVIL}, train_6.wav is jazz",
-        "1 test clips share their recording with a training clip",
+        "1 audio files have no row in the masters",
+        f"same recording, different labels: train_0.wav is {HOSTILE}, train_6.wav is jazz",
+        "1 test clips contain the same recording as a training clip (leakage)",
         "SPLIT_BY_GROUP=True",
     ):
-        assert text in done.stdout
+        assert text in messy[1]
+    assert messy[1].count("train_5.npz cannot be read") == 1
 
 
-def test_copies_and_groups_are_as_they_were_made(messy):
-    found = read(messy[0], "copies").set_index(["first", "second"])
+def test_duplicates_are_listed_with_labels_and_offsets(messy):
+    found = read(messy[0], "duplicates").set_index(["first", "second"])
     assert sorted(found.index) == [
         ("train_0.wav", "train_6.wav"),
         ("train_1.wav", "train_7.wav"),
@@ -75,70 +130,82 @@ def test_copies_and_groups_are_as_they_were_made(messy):
     assert found["different_labels"].tolist() == [True, False, False]
     assert found["offset_seconds"].to_list() == pytest.approx([1, 0, 0], abs=0.001)
     assert found["similarity"].min() > 0.95
+
+
+def test_clips_of_one_recording_are_one_group_for_train_py(messy):
     groups = read(messy[0], "groups").set_index("clip")["group"]
     assert len(groups) == 12
-    for one, two in (("train_0", "train_6"), ("train_1", "train_7"), ("train_3", "test_0")):
-        assert groups[one] == groups[two]
+    for first, second in (("train_0", "train_6"), ("train_1", "train_7"), ("train_3", "test_0")):
+        assert groups[first] == groups[second]
     assert groups.nunique() == 9
+    settings = settings_of(messy[0], "SPLIT_BY_GROUP=True")
+    competition = load_competition(
+        settings.paths.data_dir, num_classes="auto", cache_dir=settings.cache_folder
+    )
+    loaded = load_groups(settings, competition.train)
+    assert loaded.tolist() == groups[competition.train["clip"]].tolist()
 
 
-def test_tables_hold_every_clip_and_what_is_wrong_with_it(messy):
+def test_the_tables_have_every_clip_and_what_is_unusual_about_it(messy):
     clips = read(messy[0], "clips").set_index("clip")
     assert len(clips) == 12
     notes = clips["notes"]
-    assert "DC: 0.05" in notes["train_8"]
+    assert "DC offset: 0.05" in notes["train_8"]
     assert notes["train_9"] == "cannot be read"
-    assert notes["test_1"] == "short: 2.0 s; silent: 100% of it; quiet"
+    assert notes["test_1"] == "short: 2.0 s; silent: 100% of the clip; quiet: below -70 LUFS"
     assert notes["train_4"] == ""
     assert read(messy[0], "unreadable")["file_name"].tolist() == ["train_9.wav"]
-    assert [Path(path).name for path in read(messy[0], "unnamed")["path"]] == ["unnamed.wav"]
+    assert [Path(path).name for path in read(messy[0], "unlisted")["path"]] == ["unlisted.wav"]
     genres = read(messy[0], "genres").set_index("genre")
-    assert genres["train_clips"].to_dict() == {EVIL: 5, "jazz": 5}
+    assert genres["train_clips"].to_dict() == {HOSTILE: 5, "jazz": 5}
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_page_opens_without_stems(messy, dark):
-    seen = look(messy[0] / "out" / "index.html", dark=dark)
-    assert seen.faults() == []
-    assert seen.scripts == 0
-    assert seen.players == 2  # the mix of each genre
-    for text in (EVIL, "train_6.wav", "two labels", "unnamed.wav", "No clips are separated yet"):
-        assert text in seen.text
+def test_the_energy_of_the_stems_is_of_the_separated_clips(messy):
+    energy = read(messy[0], "stems").set_index("genre")
+    assert energy["clips"].to_dict() == {HOSTILE: 3, "jazz": 2}
+    expected = np.array([1, 4, 9, 16]) / 30
+    assert energy.loc["jazz", list(STEMS)].to_list() == pytest.approx(expected, abs=0.001)
 
 
-def test_training_by_group_says_when_the_groups_are_old(messy, tmp_path):
-    folder, _ = messy
-    knobs = [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={tmp_path}", "SPLIT_BY_GROUP=True"]
-    knobs += ["NUM_CLASSES=auto", "DEVICE=cpu", *SMALL]
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "groups.csv").write_text("split,clip,file_name,group\ntrain,x,x.wav,0\n")
-    done = run_python("train.py", *knobs, f"EDA_DIR={tmp_path / 'old'}")
-    assert done.returncode == 2
-    assert "run python eda.py again" in done.stderr
+@pytest.mark.parametrize(
+    "screen", [{}, {"dark": True}, {"width": 390}], ids=["light", "dark", "phone"]
+)
+def test_the_page_shows_it_all(messy, browser, screen):
+    page = open_page(browser, messy[0] / "eda" / "index.html", **screen)
+    assert page.problems() == []
+    assert page.scripts == 0
+    assert len(page.durations) == 2 * (1 + len(STEMS))  # the mix and the stems of each genre
+    for kind in ("image of", "mean of"):
+        assert [alt for alt in page.alts if alt.startswith(kind)] == [
+            f"{kind} {HOSTILE}",
+            f"{kind} jazz",
+        ]
+    for text in (HOSTILE, "train_6.wav", "different labels", "train_9.wav", "unlisted.wav"):
+        assert text in page.text
 
 
-@pytest.fixture
-def separated(small_data, tmp_path):
-    """eda.py's answer about a small dataset with its stems."""
-    overrides = ["CLIP_SECONDS=2", "SEPARATION_MODEL=synthesised"]
-    return tmp_path / "out", eda(small_data, tmp_path / "out", *overrides)
+def test_without_stems_the_page_has_the_rest(messy, browser, tmp_path):
+    shutil.copytree(messy[0] / "eda", tmp_path / "eda")
+    overrides = (f"EDA_DIR={tmp_path / 'eda'}", "SEPARATION_CACHE_DIR=empty")
+    run_eda(settings_of(messy[0], *overrides))
+    page = open_page(browser, tmp_path / "eda" / "index.html")
+    assert page.problems() == []
+    assert len(page.durations) == 2  # the mix of each genre
+    assert "No clips are separated yet" in page.text
+    for table in TABLES:
+        assert read(messy[0], table).equals(read(tmp_path, table))
 
 
-def test_with_stems_the_page_has_images_and_players(separated):
-    out, done = separated
-    assert done.returncode == 0, done.stderr
-    seen = look(out / "index.html")
-    assert seen.faults() == []
-    assert seen.players == 10 * 5
-    assert sum(alt.startswith("image of") for alt in seen.alts) == 10
-    assert sum(alt.startswith("mean of") for alt in seen.alts) == 10
-    energy = pd.read_csv(out / "stems.csv")
-    assert energy[["vocals", "drums", "bass", "other"]].sum(axis=1).to_numpy() == pytest.approx(1)
-    assert (out / "index.html").stat().st_size < 10e6
-    assert look(out / "index.html", width=390).faults() == []
+def test_a_stopped_run_writes_no_page(messy, tmp_path):
+    settings = settings_of(messy[0], f"EDA_DIR={tmp_path}")
+    with start_runtime(settings.machine) as runtime:
+        runtime.stop.signal_number = 15
+        with pytest.raises(Interrupted):
+            eda.run_eda(settings, runtime)
+    assert not (tmp_path / "index.html").exists()
 
 
-def test_a_genre_folder_with_a_copy_works_too(tmp_path):
+def test_genre_folders_without_masters_work_too(tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
     for genre in ("rock", "jazz"):
         (tmp_path / "data" / genre).mkdir(parents=True)
@@ -149,9 +216,11 @@ def test_a_genre_folder_with_a_copy_works_too(tmp_path):
     wave, rate = audio.decode(source)
     soundfile.write(tmp_path / "data" / "jazz" / "again.mp3", 0.5 * wave[0], rate)
     shutil.copy(source, tmp_path / "data" / "jazz" / "jazz_9.wav")
-    done = eda(tmp_path / "data", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    found = read(tmp_path, "copies")
-    assert len(found) == 3  # each with each of the three
+    folders = (f"DATA_DIR={tmp_path / 'data'}", f"EDA_DIR={tmp_path / 'eda'}")
+    monkeypatch.setattr(sys, "argv", ["eda.py", *folders, *SMALL])
+    with logged() as messages:
+        eda.main()
+    found = read(tmp_path, "duplicates")
+    assert len(found) == 3  # each of the three with the two others
     assert found["different_labels"].tolist() == [True, True, False]
-    assert "test clips share" not in done.stdout
+    assert not any("test clips contain" in message for message in messages)

@@ -7,12 +7,13 @@ import pytest
 import soundfile
 from helpers import run_python, run_with_full_disk, tone
 
-from stemgenre.cache import STEMS, StemCache
+from export_separated_wav import export_wavs
 from stemgenre.errors import UserError
-from stemgenre.export import export_wavs
+from stemgenre.separation.cache import StemCache
+from stemgenre.settings import STEMS
 
 SR = 8000
-STEP = 1 / 32768  # of 16 bit
+LSB = 1 / 32768  # one step of 16-bit samples
 
 
 def stems_of(*, peak):
@@ -35,6 +36,7 @@ def cache(tmp_path):
 
 
 def written(out):
+    """Relative paths of all files below `out`."""
     return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
 
 
@@ -51,14 +53,14 @@ def read(out, clip):
 
 def test_without_a_name_every_clip_is_written(cache, tmp_path):
     out = tmp_path / "wav"
-    export_wavs(cache, [], channels=STEMS, out=out)
+    export_wavs(cache, [], stems=STEMS, out=out)
     assert written(out) == {
         f"{clip}/{stem}.wav" for clip in ("train_2", "train_10", "loud") for stem in STEMS
     }
 
 
 @pytest.mark.parametrize(
-    ("wanted", "channels", "expected"),
+    ("names", "stems", "expected"),
     [
         (["train_2"], STEMS, {f"train_2/{stem}.wav" for stem in STEMS}),
         (["train_2", "loud"], ["bass"], {"train_2/bass.wav", "loud/bass.wav"}),
@@ -66,51 +68,52 @@ def test_without_a_name_every_clip_is_written(cache, tmp_path):
         (["{folder}/train_10.npz"], ["drums"], {"train_10/drums.wav"}),
     ],
 )
-def test_only_what_is_named_is_written(cache, tmp_path, wanted, channels, expected):
+def test_only_the_named_clips_and_stems_are_written(cache, tmp_path, names, stems, expected):
     out = tmp_path / "deep" / "wav"
-    wanted = [name.format(folder=cache.folder) for name in wanted]
-    export_wavs(cache, wanted, channels=channels, out=out)
+    names = [name.format(folder=cache.folder) for name in names]
+    export_wavs(cache, names, stems=stems, out=out)
     assert written(out) == expected
 
 
 def test_each_wav_holds_its_own_stem_at_its_own_level(cache, tmp_path):
-    export_wavs(cache, ["train_2"], channels=STEMS, out=tmp_path)
-    assert np.allclose(read(tmp_path, "train_2"), stems_of(peak=0.5), atol=2 * STEP)
+    export_wavs(cache, ["train_2"], stems=STEMS, out=tmp_path)
+    assert np.allclose(read(tmp_path, "train_2"), stems_of(peak=0.5), atol=2 * LSB)
 
 
-def test_stems_that_would_clip_are_turned_down_alike(cache, tmp_path, caplog):
+def test_stems_that_would_clip_are_attenuated_equally(cache, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        export_wavs(cache, [], channels=STEMS, out=tmp_path)
+        export_wavs(cache, [], stems=STEMS, out=tmp_path)
     stems, waves = stems_of(peak=2.0), read(tmp_path, "loud")
     gain = np.abs(waves).max() / np.abs(stems).max()
     assert np.abs(waves).max() == pytest.approx(1, abs=1e-3)
     assert np.allclose(waves, gain * stems, atol=0.001)
     assert np.allclose(waves.sum(axis=0), gain * stems.sum(axis=0), atol=0.002)
-    (line,) = [line for line in caplog.messages if "turned down" in line]
+    (line,) = [line for line in caplog.messages if "attenuated equally" in line]
     assert "loud by 6.0 dB" in line
 
 
 def test_a_damaged_entry_is_named_and_the_others_are_written(cache, tmp_path):
     cache.path("train_2").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"train_2\.npz cannot be read"):
-        export_wavs(cache, [], channels=["bass"], out=tmp_path / "wav")
+        export_wavs(cache, [], stems=["bass"], out=tmp_path / "wav")
     assert written(tmp_path / "wav") == {"loud/bass.wav", "train_10/bass.wav"}
 
 
-def test_an_empty_cache_says_what_fills_it(tmp_path):
+def test_an_empty_cache_says_how_to_fill_it(tmp_path):
     cache = StemCache(tmp_path / "none", model="htdemucs", sample_rate=SR)
     with pytest.raises(UserError, match=r"train\.py"):
-        export_wavs(cache, [], channels=STEMS, out=tmp_path)
+        export_wavs(cache, [], stems=STEMS, out=tmp_path)
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_wav(cache, tmp_path):
+def test_a_full_disk_is_named_and_leaves_no_partial_wav(cache, tmp_path):
     cache.write("long", np.tile(stems_of(peak=0.5), 30), tmp_path / "x.au")
     code = (
         "import sys\n"
-        "from stemgenre.cache import StemCache\n"
-        "from stemgenre.export import export_wavs\n"
+        "from pathlib import Path\n"
+        "from stemgenre.separation.cache import StemCache\n"
+        "from export_separated_wav import export_wavs\n"
         "cache = StemCache(sys.argv[1], model='htdemucs', sample_rate=8000)\n"
-        "export_wavs(cache, ['long'], channels=['bass'], out=sys.argv[2])\n"
+        "export_wavs(cache, ['long'], stems=['bass'], out=Path(sys.argv[2]))\n"
     )
     done = run_with_full_disk(code, cache.folder, tmp_path / "wav", limit=10_000)
     assert "UserError" in done.stderr
@@ -118,14 +121,14 @@ def test_a_full_disk_is_named_and_leaves_no_half_wav(cache, tmp_path):
     assert written(tmp_path / "wav") == set()
 
 
-def test_the_script_writes_what_it_is_told_and_names_what_is_not_there(cache, tmp_path):
+def test_the_script_writes_what_it_is_told_and_names_a_missing_clip(cache, tmp_path):
     script = ["export_separated_wav.py", f"SEPARATION_CACHE_DIR={cache.folder}", f"SR={SR}"]
     out = tmp_path / "wav"
-    done = run_python(*script, "train_2", "--channels", "bass", "drums", "--out", out)
+    done = run_python(*script, "train_2", "--stems", "bass", "drums", "--out", out)
     assert done.returncode == 0
     assert written(out) == {"train_2/bass.wav", "train_2/drums.wav"}
     done = run_python(*script, "train_3", "--out", out)
     assert done.returncode == 2
     (line,) = (done.stdout + done.stderr).strip().splitlines()
     assert line.startswith("error: ")
-    assert "train_3.npz is not there" in line
+    assert "train_3.npz does not exist" in line

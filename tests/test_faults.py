@@ -1,6 +1,7 @@
 """What can go wrong around a run ends in a clear line, with nothing lost."""
 
 import http.server
+import re
 import shutil
 import threading
 
@@ -10,103 +11,109 @@ import pytest
 import soundfile
 import torch
 from conftest import SMALL_RUN
-from helpers import tone
-from test_pipeline import run
+from helpers import run_training, tone
 
-import config
-from stemgenre import checkpoint, model, runtime
-from stemgenre.cache import StemCache
 from stemgenre.errors import UserError
-from stemgenre.separation import Separator, load_demucs
+from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.demucs_model import Separator, load_demucs
+from stemgenre.separation.separate import separate_missing
 from stemgenre.settings import MachineSettings, ModelSettings, load_settings
-from stemgenre.stems import separate_missing
-from stemgenre.trainer import Trainer
-
-SMALLER = "FREEZE_STAGES=8"  # makes the checkpoint smaller, too
+from stemgenre.training import checkpoint, model
+from stemgenre.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
 def first_epoch(small_data, tmp_path_factory):
     """The output folder of a run of one epoch; not to be changed."""
     out = tmp_path_factory.mktemp("first_epoch")
-    options = [*SMALL_RUN, SMALLER, "EPOCHS=1", f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]
-    return run(load_settings(config, options))
+    options = [*SMALL_RUN, "EPOCHS=1", f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]
+    return run_training(load_settings(options))
 
 
 @pytest.fixture
 def trained(first_epoch, small_settings):
     """(settings to resume with, path and bytes of the checkpoint) after one of two epochs."""
-    settings = small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER)
+    settings = small_settings("RESUME_FROM_CHECKPOINT=True")
     path = settings.paths.output("checkpoint.pth")
     shutil.copytree(first_epoch, path.parent)
     return settings, path, path.read_bytes()
 
 
-def spoil_step(monkeypatch, number, spoil):
-    """Calls spoil(trainer) before or, if it returns a function, also after the `number`-th step."""
-    step, steps = Trainer._step, []
+@pytest.fixture
+def after_step(monkeypatch):
+    """A function: calls change(trainer) after the `number`-th step; returns the list of steps."""
 
-    def spoilt(self, positions, *arguments):
-        steps.append(self.train["file_name"].iloc[positions].tolist())
-        undo = spoil(self) if len(steps) == number else None
-        result = step(self, positions, *arguments)
-        if undo:
-            undo()
-        return result
+    def set_hook(number, change):
+        steps = []
 
-    monkeypatch.setattr(Trainer, "_step", spoilt)
-    return steps
+        def hook(trainer, step):
+            steps.append(step)
+            if len(steps) == number:
+                change(trainer)
 
+        monkeypatch.setattr(Trainer, "on_step", hook)
+        return steps
 
-def set_weight(trainer, value):
-    with torch.no_grad():
-        trainer.net.classifier[4].weight.fill_(value)
+    return set_hook
 
 
-def test_a_loss_that_is_no_number_names_the_epoch_the_batch_and_its_clips(trained, monkeypatch):
+def fill_weight(value):
+    """A function that sets the weights of a trainer's last layer to a value."""
+
+    def fill(trainer):
+        with torch.no_grad():
+            trainer.net.classifier[4].weight.fill_(value)
+
+    return fill
+
+
+def scale_gradients(trainer):
+    """From now on, gradients of the first layer of a trainer's head are infinite."""
+    weight = trainer.net.classifier[1].weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def test_a_nan_loss_names_the_epoch_the_batch_and_its_clips(trained, after_step, small_data):
     settings, path, before = trained
-    steps = spoil_step(monkeypatch, 2, lambda trainer: set_weight(trainer, float("nan")))
+    after_step(1, fill_weight(float("nan")))
     with pytest.raises(UserError) as caught:
-        run(settings)
+        run_training(settings)
     message = str(caught.value)
-    assert "the loss is no number any more in epoch 2: batch 2 of 3, clips " in message
-    assert ", ".join(steps[1][:5]) + ", ...; the last good checkpoint is kept" in message
-    assert len(steps[1]) > 5
+    found = re.match(
+        r"the loss became NaN or infinite in epoch 2, batch 2 of 3 \(clips (.*), \.\.\.\); "
+        "the last good checkpoint is kept",
+        message,
+    )
+    names = found[1].split(", ")
+    assert len(set(names)) == 5, "the first five of the batch"
+    assert all(list(small_data.rglob(name)) for name in names)
     assert "\n" not in message
     assert path.read_bytes() == before
 
 
-def test_it_is_found_when_a_checkpoint_is_due(trained, small_settings, monkeypatch):
+def test_it_is_found_when_a_checkpoint_is_due(trained, small_settings, after_step):
     _, path, before = trained
-    steps = spoil_step(monkeypatch, 1, lambda trainer: set_weight(trainer, float("inf")))
-    with pytest.raises(UserError, match=r"epoch 2: batch 1 of 3"):
-        run(small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER, "CHECKPOINT_MINUTES=1e-9"))
+    steps = after_step(1, fill_weight(float("inf")))
+    with pytest.raises(UserError, match=r"in epoch 2 after batch 1 of 3"):
+        run_training(small_settings("RESUME_FROM_CHECKPOINT=True", "CHECKPOINT_MINUTES=1e-9"))
     assert len(steps) == 1
     assert path.read_bytes() == before
 
 
-def test_gradients_that_are_no_numbers_name_the_batch_that_has_them(trained, monkeypatch):
+def test_infinite_gradients_name_the_batch_that_has_them(trained, after_step):
     settings, path, before = trained
-
-    def spoil(trainer):
-        weight = trainer.net.classifier[1].weight
-        return weight.register_hook(lambda gradient: gradient * float("inf")).remove
-
-    spoil_step(monkeypatch, 3, spoil)
-    with pytest.raises(UserError, match=r"epoch 2: batch 3 of 3, clips train_"):
-        run(settings)
+    after_step(2, scale_gradients)
+    with pytest.raises(UserError, match=r"in epoch 2, batch 3 of 3 \(clips train_"):
+        run_training(settings)
     assert path.read_bytes() == before
 
 
-def test_weights_that_are_no_numbers_are_never_saved(trained, monkeypatch):
+def test_nan_weights_are_never_saved(trained, after_step):
     settings, path, before = trained
-
-    def spoil(trainer):
-        return lambda: set_weight(trainer, float("nan"))
-
-    spoil_step(monkeypatch, 3, spoil)
-    with pytest.raises(UserError, match="epoch 2: the weights after batch 3"):
-        run(settings)
+    after_step(3, fill_weight(float("nan")))
+    with pytest.raises(UserError, match="the weights became NaN .* in epoch 2 after batch 3 of 3"):
+        run_training(settings)
     assert path.read_bytes() == before
 
 
@@ -115,13 +122,13 @@ def test_steps_that_the_fp16_scaler_skips_do_not_stop_the_run(small_settings, mo
     monkeypatch.setattr(
         torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**127)
     )
-    out = run(small_settings("EPOCHS=1"))
+    out = run_training(small_settings("EPOCHS=1"))
     saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
     assert saved["scaler"]["scale"] < 2.0**127, "steps were skipped"
     assert np.isfinite(pd.read_csv(out / "metrics.csv")).all().all()
 
 
-def test_an_answer_that_is_no_number_is_no_prediction(trained, small_settings):
+def test_a_nan_output_is_no_prediction(trained, small_settings):
     _, path, _ = trained
     best = path.with_name("best_model.pth")
     content = checkpoint.load(best, "model")
@@ -129,17 +136,17 @@ def test_an_answer_that_is_no_number_is_no_prediction(trained, small_settings):
     checkpoint.save(best, "model", content)
     submission = path.with_name("submit.csv")
     submission.unlink()
-    with pytest.raises(UserError, match=r"the network's answer to \w+ is no number"):
-        run(small_settings("RESUME_FROM_CHECKPOINT=True", SMALLER, "EPOCHS=1"))
+    with pytest.raises(UserError, match=r"the model's output for \w+ is NaN or infinite"):
+        run_training(small_settings("RESUME_FROM_CHECKPOINT=True", "EPOCHS=1"))
     assert not submission.exists()
 
 
-def test_a_fresh_run_leaves_nothing_of_an_older_one(trained, small_settings):
+def test_a_new_run_leaves_nothing_of_an_older_one(trained, small_settings):
     settings, path, _ = trained
     previous = checkpoint.previous_path(path)
-    run(settings)
-    assert checkpoint.load(previous, "checkpoint")["progress"]["epoch"] == 1
-    run(small_settings("EPOCHS=1", SMALLER))
+    run_training(settings)
+    assert checkpoint.load(previous, "checkpoint")["train_state"]["epoch"] == 1
+    run_training(small_settings("EPOCHS=1"))
     assert not previous.exists()
 
 
@@ -148,31 +155,33 @@ def test_when_neither_checkpoint_can_be_read_the_run_stops(trained):
     for damaged in (path, checkpoint.previous_path(path)):
         damaged.write_bytes(before[:1000])
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        run(settings)
+        run_training(settings)
 
 
-@pytest.mark.parametrize("key", ["optimizer", "scheduler", "channels", "progress", "identity"])
+@pytest.mark.parametrize(
+    "key", ["optimizer", "scheduler", "channel_stats", "train_state", "run_signature"]
+)
 def test_a_checkpoint_without_a_part_is_refused(trained, key):
     settings, path, _ = trained
     content = checkpoint.load(path, "checkpoint")
     del content[key]
     checkpoint.save(path, "checkpoint", content)
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
-        run(settings)
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
+        run_training(settings)
 
 
 @pytest.fixture
-def separate(tiny_repo, small_settings, tmp_path):
+def separate(fast_repo, small_settings, tmp_path):
     """A function: separates the clips `a` and `b`; and their paths and cache as attributes."""
     cache = StemCache(tmp_path / "cache", model="htdemucs", sample_rate=11025)
-    settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={tiny_repo}")
+    settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={fast_repo}")
     paths = [tmp_path / f"{name}.wav" for name in "ab"]
     for number, path in enumerate(paths):
         soundfile.write(path, tone(frequency=200 + 50 * number, seconds=0.5, sr=11025), 11025)
     clips = pd.DataFrame({"clip": ["a", "b"], "path": paths})
 
     def run():
-        with runtime.start(MachineSettings(device="cpu")) as process:
+        with start_runtime(MachineSettings.from_config(device="cpu")) as process:
             separate_missing(clips, cache, settings, process)
 
     run.cache, run.paths = cache, paths
@@ -195,7 +204,7 @@ def test_a_clip_that_is_gone_after_it_is_read_is_named(separate, monkeypatch):
 
     monkeypatch.setattr(Separator, "__call__", vanishing)
     with pytest.raises(
-        UserError, match=r"1 clips could.*\n.*a\.wav cannot be read any more: No such"
+        UserError, match=r"1 clips could.*\n.*a\.wav can no longer be read: No such"
     ):
         separate()
     assert [path.name for path in separate.cache.folder.iterdir()] == ["b.npz"]
@@ -204,7 +213,7 @@ def test_a_clip_that_is_gone_after_it_is_read_is_named(separate, monkeypatch):
 def test_a_clip_that_is_gone_although_its_stems_are_cached_is_named(separate):
     separate()
     separate.paths[1].unlink()
-    with pytest.raises(UserError, match=r"b\.wav cannot be read any more: No such file"):
+    with pytest.raises(UserError, match=r"b\.wav can no longer be read: No such file"):
         separate()
 
 
@@ -255,7 +264,7 @@ def test_weights_that_arrive_in_part_are_neither_used_nor_kept(cut_off, tmp_path
     monkeypatch.setattr(model.WEIGHTS.value, "url", f"{cut_off.address}/{name}")
     for _ in range(2):
         with pytest.raises(UserError, match="WEIGHTS_FILE") as caught:
-            model.build_model(ModelSettings(), num_classes=2, seed=0)
+            model.build_model(ModelSettings.from_config(), num_classes=2, seed=0)
         assert "\n" not in str(caught.value)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again ends as one that nobody disturbed.
+"""A run that is killed at any moment and started again ends as an undisturbed one.
 
 The same weights, metrics, submission and stems, bit for bit, on a CPU.
 """
@@ -6,19 +6,16 @@ The same weights, metrics, submission and stems, bit for bit, on a CPU.
 import concurrent.futures
 import os
 import shutil
+import signal
 
 import kill_points
-import pandas as pd
 import pytest
 import soundfile
-import torch
 from conftest import SMALL_RUN
-from helpers import tone
+from helpers import assert_same_run, run_results, tone
 
-from stemgenre import checkpoint
-from stemgenre.checkpoint import previous_path
+from stemgenre.training.checkpoint import previous_path
 
-SMALLER_RUN = [*SMALL_RUN, "FREEZE_STAGES=8"]  # makes smaller checkpoints, too
 EVERY_STEP = "CHECKPOINT_MINUTES=1e-9"
 TRAINING = {  # one run each, killed at event after event; 2 epochs of 3 steps, saved after each
     "before anything is saved": [
@@ -42,8 +39,8 @@ TRAINING = {  # one run each, killed at event after event; 2 epochs of 3 steps, 
     ],
 }  # fmt: skip
 SEPARATION = [
-    ("separate", 1), ("half:.*.npz*", 2), ("replace:*.npz", 3), ("replaced:*.npz", 2),
-    ("separate", 3),
+    ("open:.*.npz*", 1), ("half:.*.npz*", 2), ("replace:*.npz", 3), ("replaced:*.npz", 2),
+    ("open:.*.npz*", 3),
 ]  # fmt: skip
 FULL = [
     ("open:.checkpoint.pth*", 2, "checkpoint.pth"),
@@ -56,37 +53,15 @@ FULL = [
 ]
 
 
-TABLES = ("submit.csv", "valid_predictions.csv", "test_probabilities.csv")
+def stored_stems(cache):
+    return {path.name: path.read_bytes() for path in cache.glob("*.npz")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    kill_points.start_server()
-
-
-def result(out, cache):
-    """What must be equal: weights, best weights, metrics without seconds, predictions, stems."""
-    saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
-    best = checkpoint.load(out / "best_model.pth", "model")
-    metrics = pd.read_csv(out / "metrics.csv").drop(columns="seconds")
-    stems = {path.name: path.read_bytes() for path in cache.glob("*.npz")}
-    tables = [(out / name).read_bytes() for name in TABLES]
-    return [saved["weights"], best["weights"]], metrics, tables, stems
-
-
-def assert_equal(one, other):
-    for left, right in zip(one[0], other[0], strict=True):
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name], right[name]) for name in left)
-    pd.testing.assert_frame_equal(one[1], other[1], check_exact=True)
-    assert one[2:] == other[2:]
-
-
-def run(knobs, out, **event):
-    """(exit code, output) of one run; it goes on from a checkpoint if there is one."""
+def run(overrides, out, **event):
+    """(exit code, output) of one run; it resumes from a checkpoint if there is one."""
     path = out / "checkpoint.pth"
     resume = path.exists() or previous_path(path).exists()
-    options = [*knobs, f"OUTPUT_DIR={out}", f"RESUME_FROM_CHECKPOINT={resume}"]
+    options = [*overrides, f"OUTPUT_DIR={out}", f"RESUME_FROM_CHECKPOINT={resume}"]
     return kill_points.run(options, **event)
 
 
@@ -105,37 +80,42 @@ def read_only():
         folder.chmod(mode)
 
 
-def assert_ends_well(knobs, out, cache, expected):
-    code, output = run(knobs, out)
+def assert_ends_well(overrides, out, cache, expected):
+    """Runs to the end, which has to be that of the undisturbed run; returns the output."""
+    for path in cache.glob(".*.part"):  # younger ones could be another run's
+        os.utime(path, (0, 0))
+    code, output = run(overrides, out)
     assert code == 0, output
-    assert_equal(result(out, cache), expected)
+    assert_same_run(out, expected[0])
+    assert stored_stems(cache) == expected[1]
     left = [path for folder in (out, out / "report", cache) for path in folder.glob(".*.part")]
-    assert not left, "what a killed run left half-written is gone"
+    assert not left, "what a killed run left unfinished is removed"
     return output
 
 
-def kill_at_each(events, knobs, out):
+def kill_at_each(events, overrides, out):
     for event, count in events:
-        code, output = run(knobs, out, kill_at=event, count=count)
+        with_report = "index.html" in event
+        code, output = run(overrides, out, at=event, count=count, with_report=with_report)
         assert code == kill_points.KILLED, f"{event} {count}: {output}"
 
 
 @pytest.fixture(scope="module")
 def training(small_data, tmp_path_factory):
-    """(knobs, the cache, what an undisturbed run ends with)."""
+    """(overrides, the cache, (results, stems) of an undisturbed run)."""
     out = tmp_path_factory.mktemp("training")
-    knobs = [*SMALLER_RUN, f"DATA_DIR={small_data}"]
-    code, output = run(knobs, out)
+    overrides = [*SMALL_RUN, f"DATA_DIR={small_data}"]
+    code, output = run(overrides, out)
     assert code == 0, output
     cache = small_data / "separated"
-    return [*knobs, EVERY_STEP], cache, result(out, cache)
+    return [*overrides, EVERY_STEP], cache, (run_results(out), stored_stems(cache))
 
 
 @pytest.mark.parametrize("events", TRAINING.values(), ids=TRAINING)
 def test_killed_in_training(training, tmp_path, events):
-    knobs, cache, expected = training
-    kill_at_each(events, knobs, tmp_path)
-    assert_ends_well(knobs, tmp_path, cache, expected)
+    overrides, cache, expected = training
+    kill_at_each(events, overrides, tmp_path)
+    assert_ends_well(overrides, tmp_path, cache, expected)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +128,7 @@ def killed(training, tmp_path_factory):
 
 @pytest.mark.parametrize("fault", ["torn", "flipped", "missing"])
 def test_a_checkpoint_that_is_lost_is_replaced_by_the_one_before(training, killed, tmp_path, fault):
-    knobs, cache, expected = training
+    overrides, cache, expected = training
     out = shutil.copytree(killed, tmp_path / "out")
     path = out / "checkpoint.pth"
     data = bytearray(path.read_bytes())
@@ -156,42 +136,72 @@ def test_a_checkpoint_that_is_lost_is_replaced_by_the_one_before(training, kille
     path.unlink()
     if fault != "missing":
         path.write_bytes(data if fault == "flipped" else data[: len(data) // 2])
-    output = assert_ends_well(knobs, out, cache, expected)
-    assert f"the one before it is used, {previous_path(path)}" in output
+    output = assert_ends_well(overrides, out, cache, expected)
+    assert f"the previous one is used, {previous_path(path)}" in output
     assert "resumed from epoch 2, step 0" in output
 
 
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(training, tmp_path):
-    knobs, cache, expected = training
+    overrides, cache, expected = training
     for event, count, name in FULL:
-        code, output = run(knobs, tmp_path, full_at=event, count=count)
+        code, output = run(overrides, tmp_path, at=event, count=count, action=kill_points.FULL)
         assert code == 2, output
-        assert f"{name} cannot be written: File too large; a file may not be that long" in output
-        assert "train_log.txt cannot be written any more" in output
+        assert (
+            f"{name} cannot be written: File too large; files may not be that large there" in output
+        )
         assert "Traceback" not in output
         assert not list(tmp_path.glob(".*.part"))
-    assert_ends_well(knobs, tmp_path, cache, expected)
+    assert_ends_well(overrides, tmp_path, cache, expected)
 
 
-def test_without_room_for_the_log_the_run_goes_on_without_it(training, tmp_path):
-    knobs, cache, expected = training
-    output = assert_ends_well([*knobs, "LOG_FILE=/dev/full"], tmp_path, cache, expected)
-    assert output.count("/dev/full cannot be written any more (No space left on device)") == 1
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_resume_and_does(training, tmp_path, number):
+    overrides, cache, expected = training
+    code, output = run(overrides, tmp_path, at="step", count=2, action=number)
+    assert code == 128 + number
+    assert "To resume, run again with RESUME_FROM_CHECKPOINT=True" in output
+    assert "Traceback" not in output
+    assert "resumed from epoch 1, step 2" in assert_ends_well(overrides, tmp_path, cache, expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("DATA_DIR=/nowhere/at/all", "python train.py --demo"),
+        ("IMG_SIZ=300", "did you mean IMG_SIZE?"),
+        ("NUM_CLASSES=9", "NUM_CLASSES=9, but the data has 10 genres"),
+        ("OUTPUT_DIR=/proc/nowhere", "cannot be written"),
+        ("DEVICE=cuda:99", "DEVICE=cuda:99"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(override, message, small_data, tmp_path):
+    folders = [f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}"]
+    code, output = kill_points.run([*SMALL_RUN, *folders, override])
+    assert code == 2, output
+    assert message in output.splitlines()[-1]
+    assert output.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in output
+
+
+def test_without_space_for_the_log_the_run_continues_without_it(training, tmp_path):
+    overrides, cache, expected = training
+    output = assert_ends_well([*overrides, "LOG_FILE=/dev/full"], tmp_path, cache, expected)
+    assert output.count("/dev/full can no longer be written (No space left on device)") == 1
     assert "Traceback" not in output
 
 
 def test_with_all_stems_cached_the_data_may_be_read_only(training, tmp_path, read_only):
-    knobs, cache, expected = training
+    overrides, cache, expected = training
     read_only(cache, cache.parent)
-    code, output = run(knobs, tmp_path, obeying=True)
+    code, output = run(overrides, tmp_path, as_user=True)
     assert code == 0, output
-    assert_equal(result(tmp_path, cache), expected)
+    assert_same_run(tmp_path, expected[0])
 
 
 def test_a_read_only_output_folder_is_named_before_any_work(training, tmp_path, read_only):
-    knobs, *_ = training
+    overrides, *_ = training
     read_only(tmp_path)
-    code, output = run(knobs, tmp_path, obeying=True)
+    code, output = run(overrides, tmp_path, as_user=True)
     assert code == 2
     assert output == (
         f"error: {tmp_path} cannot be written (Permission denied); set OUTPUT_DIR elsewhere\n"
@@ -199,11 +209,11 @@ def test_a_read_only_output_folder_is_named_before_any_work(training, tmp_path, 
 
 
 def test_a_clock_that_is_set_back_changes_nothing(training, killed, tmp_path):
-    knobs, cache, expected = training
+    overrides, cache, expected = training
     out = shutil.copytree(killed, tmp_path / "out")
-    code, output = run(knobs, out, backwards=True)
+    code, output = run(overrides, out, backwards=True)
     assert code == 0, output
-    assert_equal(result(out, cache), expected)
+    assert_same_run(out, expected[0])
 
 
 @pytest.fixture(scope="module")
@@ -225,54 +235,57 @@ def mixes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def separation(mixes, tiny_repo):
-    """(knobs without DATA_DIR, what an undisturbed run ends with)."""
-    knobs = [*SMALLER_RUN, "SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={tiny_repo}"]
-    knobs += ["EPOCHS=1", "NUM_CLASSES=auto", "CLIP_SECONDS=0.6"]
+    """(overrides without DATA_DIR, what an undisturbed run ends with)."""
+    overrides = [*SMALL_RUN, "SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={tiny_repo}"]
+    overrides += ["EPOCHS=1", "NUM_CLASSES=auto", "CLIP_SECONDS=0.6"]
     data = mixes()
-    code, output = run([*knobs, f"DATA_DIR={data}"], data / "out")
+    code, output = run([*overrides, f"DATA_DIR={data}"], data / "out")
     assert code == 0, output
-    return knobs, result(data / "out", data / "separated")
+    return overrides, (run_results(data / "out"), stored_stems(data / "separated"))
 
 
 def test_killed_in_the_separation(separation, mixes):
-    knobs, expected = separation
+    overrides, expected = separation
     data = mixes()
-    knobs = [*knobs, f"DATA_DIR={data}"]
-    kill_at_each(SEPARATION, knobs, data / "out")
-    assert_ends_well(knobs, data / "out", data / "separated", expected)
+    overrides = [*overrides, f"DATA_DIR={data}"]
+    kill_at_each(SEPARATION, overrides, data / "out")
+    assert_ends_well(overrides, data / "out", data / "separated", expected)
 
 
 def test_a_full_disk_in_the_separation_keeps_what_is_separated(separation, mixes):
-    knobs, expected = separation
+    overrides, expected = separation
     data = mixes()
-    knobs = [*knobs, f"DATA_DIR={data}"]
-    code, output = run(knobs, data / "out", full_at="open:.*.npz.*", count=5)
+    overrides = [*overrides, f"DATA_DIR={data}"]
+    code, output = run(
+        overrides, data / "out", at="open:.*.npz.*", count=5, action=kill_points.FULL
+    )
     assert code == 2, output
     assert ".npz cannot be written: File too large" in output
     assert "Traceback" not in output
     assert len(list((data / "separated").iterdir())) == 4
-    output = assert_ends_well(knobs, data / "out", data / "separated", expected)
+    output = assert_ends_well(overrides, data / "out", data / "separated", expected)
     assert "7 of 11 clips are to be separated" in output
 
 
 def test_a_read_only_cache_is_named(separation, mixes, read_only):
-    knobs, _ = separation
+    overrides, _ = separation
     data = mixes()
     (data / "separated").mkdir()
     read_only(data / "separated")
-    code, output = run([*knobs, f"DATA_DIR={data}"], data / "out", obeying=True)
+    code, output = run([*overrides, f"DATA_DIR={data}"], data / "out", as_user=True)
     assert code == 2, output
     assert ".npz cannot be written: Permission denied; choose a folder that can" in output
     assert "Traceback" not in output
 
 
 def test_two_runs_at_once_share_one_cache(separation, mixes):
-    knobs, expected = separation
+    overrides, expected = separation
     data = mixes()
-    knobs = [*knobs, f"DATA_DIR={data}"]
+    overrides = [*overrides, f"DATA_DIR={data}"]
     outs = [data / "one", data / "two"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(lambda out: run(knobs, out), outs))
+        ends = list(pool.map(lambda out: run(overrides, out), outs))
     assert [code for code, _ in ends] == [0, 0], ends
     for out in outs:
-        assert_equal(result(out, data / "separated"), expected)
+        assert_same_run(out, expected[0])
+    assert stored_stems(data / "separated") == expected[1]

@@ -1,15 +1,23 @@
 """A long run neither grows nor keeps files open."""
 
-import json
+import os
+from pathlib import Path
 
-from helpers import run_python
+from helpers import run_training
+
+from stemgenre.training.trainer import Trainer
 
 
-def test_thirty_epochs_leave_no_file_open_and_hardly_grow():
-    done = run_python("benchmarks/long_run.py", "--epochs", 30)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["epochs"] == 30
-    first, last = found["open_files"]
-    assert last == first
-    assert found["growth_percent"] < 5
+def test_fifteen_epochs_leave_no_file_open_and_hardly_grow(small_settings, monkeypatch):
+    memory, files = [], []
+
+    def watch(trainer, step):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        files.append(len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+
+    monkeypatch.setattr(Trainer, "on_step", watch)
+    run_training(small_settings("EPOCHS=15", "PATIENCE=15"))
+    assert len(memory) == 45
+    assert files[-3] == files[3]
+    assert max(memory[30:]) < 1.05 * max(memory[:15])

@@ -3,10 +3,8 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
+import signal
 from fractions import Fraction
-from pathlib import Path
 
 import librosa
 import numpy as np
@@ -14,44 +12,49 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import TINY
+from conftest import TINY_DEMUCS, put_repo
 from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 from demucs.states import save_with_checksum
 from safetensors.torch import load_file, save_file
 
-from stemgenre import runtime
-from stemgenre.band import render
-from stemgenre.cache import STEMS, StemCache
-from stemgenre.errors import UserError
-from stemgenre.separation import Separator, load_demucs
+from stemgenre.data.audio import decode
+from stemgenre.demo.synth import render
+from stemgenre.errors import Interrupted, UserError
+from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import STEMS, StemCache
+from stemgenre.separation.demucs_model import Separator, load_demucs
+from stemgenre.separation.separate import (
+    EndOfFile,
+    read_chunks,
+    separate_files,
+    separate_missing,
+)
 from stemgenre.settings import MachineSettings, SeparationSettings
-from stemgenre.stems import separate_fitting, separate_missing
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
+def make_separator(repo, *, sample_rate=22050, **changes):
+    options = SeparationSettings.from_config(separation_repo=str(repo), **changes)
+    return Separator(options, sample_rate=sample_rate, device=CPU)
+
+
+@pytest.fixture(scope="module")
 def separator(tiny_repo):
+    """The tiny Demucs; not to be changed."""
     return make_separator(tiny_repo)
 
 
-def make_separator(repo, **changes):
-    options = SeparationSettings(separation_repo=str(repo), **changes)
-    return Separator(options, sample_rate=22050, device=CPU)
-
-
-def noise(seconds, channels=2, seed=0):
+def noise(seconds, channels=2, seed=0, rate=44100):
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.normal(0, 0.1, (channels, int(seconds * 44100))).astype("f4"))
+    return torch.from_numpy(rng.normal(0, 0.1, (channels, int(seconds * rate))).astype("f4"))
 
 
-def test_stems_are_named_right_mono_and_of_the_clips_length(separator, tiny_model):
-    wave = noise(5)
-    (stems,) = separator([wave])
-    assert stems.shape == (4, 5 * 22050)
-    assert stems.dtype == torch.float32
+def stems_of(separator, wave):
+    ((stems, precision),) = separator([wave])
+    assert precision == "float32"
+    return stems
 
 
 def test_stems_equal_demucs_own_separation_brought_down_to_sr(separator, tiny_model):
@@ -64,74 +67,146 @@ def test_stems_equal_demucs_own_separation_brought_down_to_sr(separator, tiny_mo
     plain = apply_model(tiny_model, mixture[None], shifts=0, overlap=0.21)[0] * reference.std()
     order = [tiny_model.sources.index(stem) for stem in STEMS]
     plain = librosa.resample(plain.mean(1)[order].numpy(), orig_sr=44100, target_sr=22050)
-    (stems,) = separator([wave])
+    stems = stems_of(separator, wave)
+    assert stems.dtype == torch.float32
     assert stems.shape == plain.shape
     inner = slice(1000, -1000)  # the two resamplers differ at the ends
     error = (stems.numpy() - plain)[:, inner].std() / plain[:, inner].std()
     assert 20 * np.log10(error) < -30
 
 
-def test_batching_does_not_change_the_stems(separator):
-    waves = [noise(5, seed=1), noise(4.9, seed=2), noise(4.8, seed=3)]
+def test_batching_does_not_change_the_stems(fast_repo):
+    separator = make_separator(fast_repo)
+    waves = [
+        noise(3.1, seed=1, rate=4000),
+        noise(3, seed=2, rate=4000),
+        noise(2.9, seed=3, rate=4000),
+    ]
     assert len({separator.windows(wave.shape[-1]) for wave in waves}) == 1
-    together = separator(waves)
-    for stems, wave in zip(together, waves, strict=True):
-        (alone,) = separator([wave])
+    for (stems, _), wave in zip(separator(waves), waves, strict=True):
+        alone = stems_of(separator, wave)
         assert stems.shape == alone.shape
         assert (stems - alone).abs().max() < 1e-5
 
 
-def test_the_same_file_gives_the_same_bytes(separator, tmp_path):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, noise(3).T.numpy(), 44100)
-    first, second = (separator([separator.load(path)])[0] for _ in range(2))
-    assert torch.equal(first, second)
+def separated(separator, *paths):
+    """{path: (stems, EndOfFile)} of files, as separate_files gives them."""
+    found = {path: ([], []) for path in paths}
+    for path, value in separate_files(((path, path) for path in paths), separator, threads=2):
+        found[path][isinstance(value, EndOfFile)].append(value)
+    return {path: (torch.cat(blocks, 1), *end) for path, (blocks, end) in found.items()}
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(22050, 1), (44100, 2), (8000, 1), (48000, 6)])
 def test_any_rate_and_channels_come_out_as_four_stems(separator, tmp_path, rate, channels):
     path = tmp_path / "clip.wav"
-    rng = np.random.default_rng(0)
-    soundfile.write(path, rng.normal(0, 0.1, (3 * rate, channels)), rate)
-    wave = separator.load(path)
-    assert wave.shape == (2, 3 * 44100)
-    assert separator([wave])[0].shape == (4, 3 * 22050)
+    soundfile.write(path, noise(2, channels, rate=rate).T.numpy(), rate)
+    first, second = (separated(separator, path)[path] for _ in range(2))
+    assert first[0].shape == (4, 2 * 22050)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == EndOfFile("float32")
 
 
-def test_thirty_second_clips_take_five_windows_of_the_real_model():
-    separator = Separator.__new__(Separator)
-    separator.overlap = SeparationSettings().separation_overlap
-    separator.model = HTDemucs(**TINY | {"segment": Fraction(39, 5)})
-    assert separator.windows(int(30.8 * 44100)) == 5
-    separator.overlap = 0.25
-    assert separator.windows(30 * 44100) == 6
+def test_a_file_of_one_chunk_has_the_stems_of_its_whole_wave(separator, tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, noise(3).T.numpy(), 44100, subtype="FLOAT")
+    wave = torch.from_numpy(decode(path)[0])
+    assert torch.equal(separated(separator, path)[path][0], stems_of(separator, wave).half())
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(separator, caplog):
-    class Card:
-        """The real separator on a card that has room for one clip."""
+@pytest.mark.parametrize("overlap", [0.2, 0.6])
+def test_the_stems_of_chunks_are_those_of_the_whole_file(overlap, fast_repo, tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, noise(27.3, rate=4000).T.numpy(), 4000, subtype="FLOAT")
+    separator = make_separator(fast_repo, sample_rate=2000, separation_overlap=overlap)
+    wave = torch.from_numpy(decode(path)[0])
+    whole = stems_of(separator, wave)
+    chunks = list(read_chunks(path, separator))
+    assert len(chunks) > 2
+    assert max(chunk.wave.shape[1] for chunk in chunks) < 0.7 * wave.shape[1]
+    joined = separated(separator, path)[path][0].float()
+    assert joined.shape == whole.shape
+    # Each chunk is normalised by itself, which leaves a constant offset far below hearing.
+    assert (joined - whole).diff(dim=1).std() < 0.01 * whole.diff(dim=1).std()
+    assert (joined - whole).abs().max() < 0.01 * wave.std()
 
-        batch_size = 4
 
-        def __call__(self, waves):
-            if len(waves) > 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return separator(waves)
+def test_files_of_any_length_keep_their_order_and_stems_whatever_is_separated_with_them(
+    fast_repo, tmp_path
+):
+    separator = make_separator(fast_repo, sample_rate=2000, separation_batch=3)
+    seconds = (3, 19, 3, 2.9, 1, 0.1, 14)
+    paths = [tmp_path / f"{number}.wav" for number in range(len(seconds))]
+    for number, path in enumerate(paths):
+        soundfile.write(path, noise(seconds[number], seed=number, rate=4000).T.numpy(), 4000)
+    paths.insert(2, tmp_path / "bad.wav")
+    paths[2].write_text("no audio")
+    keys = []
+    stems = {path: [] for path in paths}
+    for path, value in separate_files(((p, p) for p in paths), separator, threads=2):
+        keys.append(path)
+        if not isinstance(value, EndOfFile):
+            stems[path].append(value)
+        elif value.error:
+            assert path == paths[2]
+            assert "bad.wav cannot be decoded" in str(value.error)
+    assert list(dict.fromkeys(keys)) == paths
+    alone = make_separator(fast_repo, sample_rate=2000)
+    for path in (paths[0], paths[1], paths[4]):
+        expected = separated(alone, path)[path][0]
+        assert (torch.cat(stems[path], 1).float() - expected.float()).abs().max() < 1e-3
 
-    waves = [noise(1, seed=seed) for seed in range(3)]
-    stems = separate_fitting(Card(), waves)
-    assert [len(s) for s in stems] == [4, 4, 4]
-    assert torch.equal(stems[2], separator([waves[2]])[0])
+
+def test_thirty_second_clips_take_five_windows_of_the_real_models_length(tmp_path):
+    repo = put_repo(tmp_path, segment=7.8)
+    assert make_separator(repo).windows(int(30.8 * 44100)) == 5
+    assert make_separator(repo, separation_overlap=0.25).windows(30 * 44100) == 6
 
 
-def test_half_precision_is_taken_only_where_it_is_near_enough(separator, monkeypatch):
-    wave = torch.from_numpy(render("rock", seed=1, seconds=2, sr=44100)[[1, 3]])
-    separator.choose_precision(wave)
-    assert separator.half
-    assert separator([wave])[0].dtype == torch.float32
-    monkeypatch.setattr("stemgenre.separation.HALF_ERROR_DB", -120.0)
-    separator.choose_precision(wave)
-    assert not separator.half
+def test_out_of_memory_halves_the_batch_and_the_separation_continues(fast_repo):
+    exact = make_separator(fast_repo)
+    small = make_separator(fast_repo, separation_batch=4)
+
+    def limited_memory(module, arguments):
+        """As on a GPU that has room for one clip."""
+        if len(arguments[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = small.model.models[0].register_forward_pre_hook(limited_memory)
+    waves = [noise(1, seed=seed, rate=4000) for seed in range(3)]
+    results = small(waves)
+    assert small.micro_batch.size == 1
+    assert torch.equal(results[2][0], stems_of(exact, waves[2]))
+    handle.remove()
+
+    def no_memory(module, arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    small.model.models[0].register_forward_pre_hook(no_memory)
+    with pytest.raises(UserError, match="a single clip exceeds GPU memory"):
+        small(waves)
+
+
+def test_only_a_clip_that_overflows_in_half_precision_is_done_in_float32(fast_repo):
+    exact = make_separator(fast_repo)
+    half = make_separator(fast_repo, separation_batch=3)
+    half.half = True  # as on CUDA
+    waves = [noise(1, seed=seed, rate=4000) for seed in range(3)]
+    undisturbed = half(waves)
+    assert [precision for _, precision in undisturbed] == ["float16"] * 3
+
+    def overflow(module, arguments, output):
+        """The second clip of a batch becomes infinite in half precision."""
+        if torch.is_autocast_enabled("cpu") and len(output) > 1:
+            output[1] = torch.inf
+
+    half.model.models[0].register_forward_hook(overflow)
+    results = half(waves)
+    assert [precision for _, precision in results] == ["float16", "float32", "float16"]
+    assert torch.equal(results[0][0], undisturbed[0][0])
+    assert torch.equal(results[2][0], undisturbed[2][0])
+    assert torch.equal(results[1][0], stems_of(exact, waves[1]))
+    assert not torch.equal(results[0][0], stems_of(exact, waves[0]))
 
 
 def clips_in(folder, **files):
@@ -147,14 +222,14 @@ def clips_in(folder, **files):
 
 
 @pytest.fixture
-def separate(tiny_repo, small_settings, tmp_path):
+def separate(fast_repo, small_settings, tmp_path):
     """Runs separate_missing on a table of clips and returns the cache."""
     cache = StemCache(tmp_path / "cache", model="htdemucs", sample_rate=11025)
-    settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={tiny_repo}")
 
     def run(clips):
-        with runtime.start(MachineSettings(device="cpu")) as process:
-            separate_missing(clips, cache, settings, process)
+        settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={fast_repo}")
+        with start_runtime(MachineSettings.from_config(device="cpu")) as runtime:
+            separate_missing(clips, cache, settings, runtime)
         return cache
 
     run.cache = cache
@@ -184,36 +259,57 @@ def test_a_second_run_does_only_what_is_missing(separate, tmp_path):
     assert cache.path("one").stat().st_mtime_ns != before
 
 
-def test_with_every_clip_cached_demucs_is_not_imported(small_data):
-    code = f"""
-import sys, pandas as pd, config
-from pathlib import Path
-from stemgenre import runtime
-from stemgenre.band import render
-from stemgenre.cache import StemCache
-from stemgenre.settings import load_settings
-from stemgenre.stems import separate_missing
-settings = load_settings(config, ["SR=11025", "SEPARATION_MODEL=synthesised", "DEVICE=cpu"])
-cache = StemCache(Path({str(small_data)!r}) / "separated", model="synthesised", sample_rate=11025)
-path = next(Path({str(small_data)!r}).rglob("train_0.au"))
-with runtime.start(settings.machine) as run:
-    separate_missing(pd.DataFrame([{{"clip": "train_0", "path": path}}]), cache, settings, run)
-assert not any(name.split(".")[0] in ("demucs", "julius") for name in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+def test_with_every_clip_cached_demucs_is_not_needed(small_data, small_settings):
+    cache = StemCache(small_data / "separated", model="synthesised", sample_rate=11025)
+    path = next(small_data.rglob("train_0.au"))
+    settings = small_settings("SEPARATION_REPO=nowhere")
+    with start_runtime(settings.machine) as runtime:
+        separate_missing(
+            pd.DataFrame([{"clip": "train_0", "path": path}]), cache, settings, runtime
+        )
+
+
+def test_a_long_clip_and_its_precision_are_cached(separate, tmp_path):
+    clips = clips_in(tmp_path, short=noise(1, 1)[0].numpy(), long=noise(16, 1)[0].numpy())
+    cache = separate(clips)  # the long one takes two chunks
+    assert cache.read("short").shape == (4, 22050)
+    assert cache.read("long").shape == (4, 16 * 22050)
+    for clip in ("short", "long"):
+        meta = json.loads(str(np.load(cache.path(clip))["meta"]))
+        assert meta["precision"] == "float32"
+
+
+def test_stopping_keeps_what_is_separated(separate, tmp_path, monkeypatch):
+    clips = clips_in(tmp_path, **{f"c{n}": noise(1, 1, seed=n)[0].numpy() for n in range(6)})
+    write, signalled = StemCache.write, []
+
+    def write_and_stop(cache, clip, *arguments, **options):
+        write(cache, clip, *arguments, **options)
+        if not signalled:
+            signalled.append(clip)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(StemCache, "write", write_and_stop)
+    with pytest.raises(Interrupted):
+        separate(clips)
+    monkeypatch.undo()
+    done = {path.stem for path in separate.cache.folder.iterdir()}
+    assert 1 <= len(done) < 6
+    separate(clips)
+    assert len(list(separate.cache.folder.iterdir())) == 6
 
 
 def test_older_th_files_load_with_their_checksum(tmp_path, tiny_model):
     package = {
         "klass": HTDemucs,
         "args": (),
-        "kwargs": TINY | {"segment": Fraction(2)},
+        "kwargs": TINY_DEMUCS | {"segment": Fraction(2)},
         "state": {k: v.half() for k, v in tiny_model.state_dict().items()},
         "training_args": {"lr": 0.1},
     }
     save_with_checksum(package, tmp_path / "0123abcd.th")
     (tmp_path / "htdemucs.yaml").write_text("models: ['0123abcd']")
-    stems = make_separator(tmp_path)([noise(1)])[0]
+    stems = stems_of(make_separator(tmp_path), noise(1))
     assert stems.shape == (4, 22050)
     (path,) = tmp_path.glob("*.th")
     data = bytearray(path.read_bytes())
@@ -272,7 +368,7 @@ def test_a_missing_repository_or_another_set_of_stems_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         load_demucs("htdemucs", str(tmp_path / "nowhere"))
     torch.manual_seed(0)
-    arguments = TINY | {"sources": ["vocals", "rest"]}
+    arguments = TINY_DEMUCS | {"sources": ["vocals", "rest"]}
     state = {k: v.contiguous() for k, v in HTDemucs(**arguments).state_dict().items()}
     meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(arguments)}
     save_file(state, tmp_path / "two.safetensors", metadata=meta)

@@ -1,154 +1,132 @@
-"""Every knob is checked before any work: a wrong one is named, with its value and what to write.
+"""Settings come from config.py, settings files and KEY=VALUE, and are checked before any work."""
 
-The accepted and the refused values are made from each knob's own rules (type, bounds, choices).
-"""
-
-import importlib.util
-import math
-import shutil
-import subprocess
-import types
-import typing
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 
-import config
 from stemgenre.errors import UserError
-from stemgenre.settings import KNOBS, load_settings
+from stemgenre.settings import (
+    CONFIG_FILE,
+    FIELDS,
+    SeparationSettings,
+    format_settings,
+    load_settings,
+    read_settings_file,
+)
+
+CONFIG = CONFIG_FILE.read_text(encoding="utf-8")
 
 
-def kinds_of(name):
-    """The plain types a knob takes: {int, str}."""
-    kind = KNOBS[name].type
-    return set(typing.get_args(kind)) if isinstance(kind, types.UnionType) else {kind}
-
-
-def just_past(value, direction, whole):
-    """The next number that the knob could hold, up (1) or down (-1)."""
-    return value + int(direction) if whole else math.nextafter(value, direction * math.inf)
-
-
-def bounds():
-    """(knob, value, whether it is accepted) at and just past every bound."""
-    for name, item in KNOBS.items():
-        rules, whole = item.metadata, int in kinds_of(name)
-        pair = typing.get_origin(item.type) is tuple
-        wrap = (lambda low, high: (low, high)) if pair else (lambda low, high: low)
-        low, high = rules.get("low"), rules.get("high")
-        if low is not None:
-            yield name, wrap(low, high), True
-            yield name, wrap(just_past(low, -1, whole), high), False
-        if high is not None:
-            yield name, (low, high) if pair else high, True
-            past = just_past(high, 1, whole)
-            yield name, (low, past) if pair else past, False
-        if "above" in rules:
-            yield name, rules["above"], False
-            yield name, just_past(float(rules["above"]), 1, False), True
-        if pair:
-            yield name, (high, low), not rules.get("ordered", True)
-        for word in (*rules.get("words", ()), *rules.get("choices", ())):
-            yield name, word, True
-
-
-def wrong_types():
-    """(knob, value) of types that the knob does not take."""
-    for name, item in KNOBS.items():
-        kinds = kinds_of(name)
-        wrong = [[], {}, (1,), b"x", math.nan, math.inf]
-        wrong += [10**400] if float in kinds else []
-        wrong += [True] if bool not in kinds else [1, 0, "True", "yes"]
-        wrong += [None] if types.NoneType not in kinds else []
-        wrong += [1.5] if not kinds & {float} else []
-        wrong += ["", "  ", "many\nlines"] if "words" in item.metadata or str not in kinds else [3]
-        for value in wrong:
-            yield name, value
-
-
-def refusal(name, value):
+def refusal(*words, config_file=CONFIG_FILE):
     with pytest.raises(UserError) as caught:
-        load_settings(types.SimpleNamespace(**{name: value}))
+        load_settings(words, config_file=config_file)
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def show(value):
-    return str(value)[:20].replace("\n", " ")
+@pytest.fixture
+def settings_file(tmp_path):
+    """A function: the path of a settings file with this content."""
 
+    def write(content, name="mine.py"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
 
-@pytest.mark.parametrize(("name", "value", "accepted"), list(bounds()), ids=show)
-def test_bounds_themselves_are_accepted_and_nothing_past_them(name, value, accepted):
-    others = {"HOP_LENGTH": 16, "N_FFT": 64, "LR": 10.0, "MIN_LR": 0.0, "CLIP_SECONDS": 600.0}
-    others |= {"HOP_LENGTH": {"N_FFT": 65536}, "N_FFT": {"HOP_LENGTH": 16}}.get(name, {})
-    if name == "LR":
-        others["MIN_LR"] = 0.0
-    if accepted:
-        settings = load_settings(types.SimpleNamespace(**(others | {name: value})))
-        assert settings.knobs()[name] == value
-    else:
-        message = refusal(name, value)
-        assert f"{name}={value!r}" in message
-        assert "write " in message
-        assert "\n" not in message
-
-
-@pytest.mark.parametrize(("name", "value"), list(wrong_types()), ids=show)
-def test_a_wrong_type_is_refused_in_one_line(name, value):
-    message = refusal(name, value)
-    assert message.startswith(f"{name}={value!r} does not fit; write ")
-    assert "\n" not in message
+    return write
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "hint"),
+    ("word", "value"),
     [
-        ("TEST_SIZE", 0, "above 0"),
-        ("TEST_SIZE", 1.0, "to 0.9"),
-        ("BATCH_SIZE", 0, "from 1"),
-        ("SEED", -1, "from 0"),
-        ("IMG_SIZE", 299.5, "a whole number"),
-        ("NUM_CLASSES", "many", '"auto"'),
-        ("NUM_CHANNELS", 3, "4"),
-        ("USE_AMP", "yes", "True or False"),
-        ("DB_REFERENCE", "loud", "'clip' or 'stem'"),
-        ("CHANNELS", "vocal", '"mix" or some of vocals, drums, bass, other, with commas between'),
-        ("CHANNELS", "vocals,drums,vocals", '"mix" or some of vocals'),
-        ("CHANNELS", "vocals,", '"mix" or some of vocals'),
-        ("CHANNELS", "mix,vocals", '"mix" or some of vocals'),
-        ("TIME_STRETCH_RATES", (1.2, 0.8), "(low, high)"),
-        ("SEPARATION_REPO", 3, "a text or None"),
+        ("IMG_SIZE=300", 300),
+        ("IMG_SIZE=64", 64),
+        ("IMG_SIZE=2048", 2048),
+        ("LR=1e-3", 1e-3),
+        ("LR=10", 10.0),
+        ("CLIP_SECONDS=10", 10.0),
+        ("USE_AMP=false", False),
+        ("USE_AMP=True", True),
+        ("COMPILE=True", True),
+        ("NUM_THREADS=auto", "auto"),
+        ("NUM_THREADS=3", 3),
+        ("NUM_CLASSES=auto", "auto"),
+        ("TIME_STRETCH_RATES=(0.9, 1.1)", (0.9, 1.1)),
+        ("TIME_STRETCH_RATES=[1, 1]", (1.0, 1.0)),
+        ("HEAD_DROPOUT=(0.5, 0)", (0.5, 0.0)),
+        ("SEPARATION_REPO=none", None),
+        ("SEPARATION_MODEL=955717e8", "955717e8"),
+        ("DATA_DIR=2024", "2024"),
+        ("DATA_DIR=1_0", "1_0"),
+        ("DATA_DIR=true", "true"),
+        ("DATA_DIR=None", "None"),
+        ("DATA_DIR=runs/a=b", "runs/a=b"),
+        ("DATA_DIR=C:\\music", "C:\\music"),
+        ("DEVICE=cuda:1", "cuda:1"),
+        ("CHANNELS=mix", "mix"),
+        ("CHANNELS=other,drums", "other,drums"),
+        ("CHANNELS=bass, other", "bass,other"),
     ],
 )
-def test_the_message_says_what_to_write_instead(name, value, hint):
-    assert hint in refusal(name, value).partition("write ")[2]
+def test_the_command_line_sets_a_setting(word, value):
+    found = load_settings([word]).values()[word.partition("=")[0]]
+    assert found == value
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("value", "channels"),
+    ("word", "expected"),
     [
-        ("mix", "mix"),
-        ("bass", "bass"),
-        ("other,drums", "other,drums"),
-        ("bass, other", "bass,other"),
+        ("IMG_SIZE=1", "an integer from 64 to 2048"),
+        ("IMG_SIZE=2049", "an integer from 64 to 2048"),
+        ("IMG_SIZE=299.5", "an integer from 64 to 2048"),
+        ("IMG_SIZE=True", "an integer from 64 to 2048"),
+        ("IMG_SIZE=None", "an integer from 64 to 2048"),
+        ("IMG_SIZE=", "an integer from 64 to 2048"),
+        ("IMG_SIZE={[]:1}", "an integer from 64 to 2048"),
+        ("TEST_SIZE=0", "a number above 0 to 0.9"),
+        ("TEST_SIZE=1", "a number above 0 to 0.9"),
+        ("LR=nan", "a number above 0 to 10"),
+        ("LR=1e999", "a number above 0 to 10"),
+        ("LR=(((", "a number above 0 to 10"),
+        ("SEED=-1", "an integer from 0 to 2147483647"),
+        ("NUM_CLASSES=many", 'an integer from 2 or "auto"'),
+        ("NUM_CHANNELS=3", "4"),
+        ("USE_AMP=yes", "True or False"),
+        ("USE_AMP=1", "True or False"),
+        ("COMPILE=auto", "True or False"),
+        ("DB_REFERENCE=loud", '"clip" or "stem"'),
+        ("CHANNELS=vocal", '"mix", or some of vocals, drums, bass, other, separated by commas'),
+        ("CHANNELS=vocals,drums,vocals", '"mix", or some of vocals'),
+        ("CHANNELS=vocals,", '"mix", or some of vocals'),
+        ("CHANNELS=mix,vocals", '"mix", or some of vocals'),
+        ("TIME_STRETCH_RATES=(1.2, 0.8)", "two numbers (low, high) from 0.25 to 4"),
+        ("TIME_STRETCH_RATES=(0.1, 0.8)", "two numbers (low, high) from 0.25 to 4"),
+        ("TIME_STRETCH_RATES=1", "two numbers (low, high) from 0.25 to 4"),
+        ("DATA_DIR=", "text"),
+        ("DATA_DIR=  ", "text"),
+        ("OUTPUT_DIR=a\0b", "text"),
     ],
 )
-def test_some_of_the_stems_in_any_order_or_the_mix_are_channels(value, channels):
-    assert load_settings(config, [f"CHANNELS={value}"]).features.channels == channels
+def test_an_invalid_value_is_refused_with_what_is_expected(word, expected):
+    message = refusal(word)
+    name = word.partition("=")[0]
+    assert message.startswith(f"{name}=")
+    assert f" is invalid: expected {expected}" in message
 
 
 @pytest.mark.parametrize(
-    ("knobs", "hint"),
+    ("words", "hint"),
     [
-        ({"HOP_LENGTH": 4096}, "HOP_LENGTH=4096"),
-        ({"N_FFT": 8192, "CLIP_SECONDS": 0.5, "SR": 8000}, "N_FFT=8192"),
-        ({"MIN_LR": 1e-3}, "MIN_LR=0.001"),
+        (["HOP_LENGTH=4096"], "HOP_LENGTH=4096"),
+        (["N_FFT=8192", "CLIP_SECONDS=0.5", "SR=8000"], "N_FFT=8192"),
+        (["MIN_LR=1e-3"], "MIN_LR=0.001"),
     ],
 )
-def test_knobs_that_contradict_each_other_are_named(knobs, hint):
-    with pytest.raises(UserError, match="write at most") as caught:
-        load_settings(types.SimpleNamespace(**knobs))
-    assert hint in str(caught.value)
+def test_settings_that_contradict_each_other_are_named(words, hint):
+    message = refusal(*words)
+    assert hint in message
+    assert "use at most" in message
 
 
 @pytest.mark.parametrize(
@@ -158,92 +136,137 @@ def test_knobs_that_contradict_each_other_are_named(knobs, hint):
         ("BATCHSIZE", "BATCH_SIZE"),
         ("EPOCH", "EPOCHS"),
         ("SEPERATION_MODEL", "SEPARATION_MODEL"),
-        ("AUGMENT_PITCHSHIFT", "AUGMENT_PITCH_SHIFT"),
+        ("img_size", "IMG_SIZE"),
     ],
 )
-def test_a_misspelt_knob_suggests_the_nearest(wrong, right):
-    for attempt in (
-        lambda: load_settings(types.SimpleNamespace(**{wrong: 1})),
-        lambda: load_settings(config, [f"{wrong}=1"]),
-        lambda: load_settings(config, [f"{wrong.lower()}=1"]),
-    ):
-        with pytest.raises(UserError, match=f"did you mean {right}\\?"):
-            attempt()
+def test_a_misspelt_setting_suggests_the_nearest(settings_file, wrong, right):
+    assert refusal(f"{wrong}=1") == f"unknown setting {wrong} (command line); did you mean {right}?"
+    path = settings_file(f"SEED = 1\n{wrong} = 1\n")
+    message = f"unknown setting {wrong} ({path} line 2); did you mean {right}?"
+    assert refusal(str(path)) == message
+
+
+def test_a_word_without_a_value_is_refused():
+    assert "KEY=VALUE" in refusal("IMG_SIZE")
+
+
+def test_later_layers_override_earlier_ones(settings_file):
+    first = settings_file("EPOCHS = 3\nLR = 1e-3\nPATIENCE = 2\n", "a.py")
+    second = settings_file('"""Mine."""\n\nLR = 1e-4  # lower\n', "b.py")
+    settings = load_settings(["EPOCHS=5", str(first), str(second), "EPOCHS=6"])
+    assert (settings.train.epochs, settings.train.lr, settings.train.patience) == (6, 1e-4, 2)
+    assert settings.train.batch_size == load_settings().train.batch_size
+
+
+def test_every_recipe_can_be_laid_over_the_config():
+    recipes = sorted((CONFIG_FILE.parent / "recipes").glob("*.py"))
+    assert len(recipes) >= 2
+    for recipe in recipes:
+        assert load_settings([str(recipe)]) != load_settings()
 
 
 @pytest.mark.parametrize(
-    ("override", "value"),
+    ("content", "said"),
     [
-        ("IMG_SIZE=300", 300),
-        ("LR=1e-3", 1e-3),
-        ("CLIP_SECONDS=10", 10.0),
-        ("USE_AMP=false", False),
-        ("USE_AMP=True", True),
-        ("NUM_WORKERS=auto", "auto"),
-        ("NUM_WORKERS=3", 3),
-        ("TIME_STRETCH_RATES=(0.9, 1.1)", (0.9, 1.1)),
-        ("SEPARATION_REPO=none", None),
-        ("SEPARATION_MODEL=955717e8", "955717e8"),
-        ("SEPARATION_MODEL=0d19c1c6", "0d19c1c6"),
-        ("DATA_DIR=2024", "2024"),
-        ("DATA_DIR=1_0", "1_0"),
-        ("DATA_DIR=true", "true"),
-        ("DATA_DIR=runs/a=b", "runs/a=b"),
-        ("DATA_DIR=C:\\music", "C:\\music"),
-        ("DEVICE=cuda:1", "cuda:1"),
+        ("EPOCHS = 3\nLR = = 2\n", "line 2: invalid syntax"),
+        ("EPOCHS = 3\n  LR = 2\n", "line 2: unexpected indent"),
+        ("LR, EPOCHS = 1e-3, 4\n", "line 1: expected NAME = literal"),
+        ("LR = EPOCHS = 3\n", "line 1: expected NAME = literal"),
+        ("import os\n", "line 1: expected NAME = literal"),
+        ("if True:\n    LR = 1\n", "line 1: expected NAME = literal"),
+        ("LR = 10 ** -3\n", "line 1: LR is not a literal"),
+        ('DATA_DIR = __import__("os").getcwd()\n', "line 1: DATA_DIR is not a literal"),
+        ('DATA_DIR = "音楽"\n'.encode("cp932"), "UTF-8"),
+        (b"LR = 1\0\n", ""),
     ],
 )
-def test_the_command_line_sets_a_knob(override, value):
-    name = override.partition("=")[0]
-    found = load_settings(config, [override]).knobs()[name]
-    assert found == value
-    assert type(found) is type(value)
+def test_what_is_no_list_of_literals_is_refused_with_its_line(settings_file, content, said):
+    path = settings_file(content)
+    for words, config_file in (([str(path)], CONFIG_FILE), ([], path)):
+        message = refusal(*words, config_file=config_file)
+        assert message.startswith(str(path))
+        assert said in message
 
 
-@pytest.mark.parametrize("word", ["IMG_SIZE", "IMG_SIZE=", "IMG_SIZE=big", "LR={[]:1}", "LR=((("])
-def test_what_is_no_value_is_refused_on_the_command_line(word):
-    with pytest.raises(UserError, match="IMG_SIZE|LR"):
-        load_settings(config, [word])
+def test_a_settings_file_is_never_run(settings_file, tmp_path):
+    refusal(str(settings_file(f'open({str(tmp_path / "ran")!r}, "w")\n')))
+    assert not (tmp_path / "ran").exists()
 
 
-def test_the_last_word_for_a_knob_counts():
-    assert load_settings(config, ["EPOCHS=3", "EPOCHS=4"]).train.epochs == 4
+@pytest.mark.parametrize("name", ["nowhere.py", "."])
+def test_a_settings_file_that_cannot_be_read_is_named(tmp_path, name):
+    path = tmp_path / name / "x.py" if name == "." else tmp_path / name
+    assert str(path) in refusal(str(path))
 
 
-def test_config_has_every_knob_and_no_other():
-    assert {name for name in vars(config) if name.isupper()} == set(KNOBS)
+def test_a_file_saved_with_a_byte_order_mark_reads(settings_file):
+    path = settings_file(b"\xef\xbb\xbf" + 'DATA_DIR = "音楽"\n'.encode())
+    assert load_settings([str(path)]).paths.data_dir == "音楽"
 
 
-def test_the_shipped_config_holds_the_defaults():
-    changed = ["git", "diff", "--quiet", "HEAD", "--", "config.py"]
-    if shutil.which("git") and subprocess.run(changed, cwd=ROOT, check=False).returncode == 1:
-        pytest.skip("config.py has been edited, as it is meant to be")
-    assert load_settings(config).knobs() == load_settings(types.SimpleNamespace()).knobs()
-
-
-def test_an_older_config_without_the_new_knobs_reads(tmp_path):
-    path = tmp_path / "old_config.py"
-    path.write_text(
-        'SEED = 7\nN_MELS = 64\nSR = 22050\nIMG_SIZE = 300\nLR = 2e-4\nSUBMIT_FILE = "mine.csv"\n'
-        'SEPARATION_CACHE_DIR = "cache"\nAUGMENT_ADD_NOISE = False\nRESUME_FROM_CHECKPOINT = True\n'
+def test_an_older_config_reads_as_a_layer(settings_file):
+    path = settings_file(
+        "SEED = 7\nN_MELS = 64\nLR = 2e-4\nNUM_WORKERS = 0\n"
+        'SEPARATION_CACHE_DIR = "data/separated"\nRESUME_FROM_CHECKPOINT = True\n',
+        "old_config.py",
     )
-    spec = importlib.util.spec_from_file_location("old_config", path)
-    old = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(old)
-    settings = load_settings(old)
+    settings = load_settings([str(path)])
     assert (settings.machine.seed, settings.features.n_mels, settings.train.lr) == (7, 64, 2e-4)
-    assert settings.cache_folder == Path("data/cache")
+    assert settings.machine.num_threads == 1
+    assert settings.cache_folder == Path("data/separated")
     assert settings.train.resume_from_checkpoint
-    assert not settings.augment.augment_add_noise
-    assert settings.paths.data_dir == "data"
+
+
+def test_a_config_without_a_setting_says_what_to_do(settings_file):
+    path = settings_file(CONFIG.replace("EPOCHS = 50", "# gone"), "config.py")
+    message = refusal(config_file=path)
+    assert message.startswith("config.py lacks EPOCHS; restore the current config.py")
+    assert "python train.py my_config.py" in message
+
+
+def test_config_has_every_setting_and_no_other():
+    assert set(read_settings_file(CONFIG_FILE)) == set(FIELDS)
+
+
+def test_the_settings_of_a_run_repeat_it(settings_file):
+    settings = load_settings(
+        [str(CONFIG_FILE.parent / "recipes" / "demo.py"), "LR=3e-4", "DATA_DIR=a 'b'"]
+    )
+    path = settings_file(format_settings(settings), "settings_used.py")
+    assert load_settings([str(path)]) == settings
+
+
+def test_a_resumed_run_does_not_make_its_repetition_resume(settings_file):
+    used = format_settings(load_settings(["RESUME_FROM_CHECKPOINT=True"]))
+    assert not load_settings([str(settings_file(used))]).train.resume_from_checkpoint
+
+
+def test_a_program_gets_a_group_as_config_has_it_but_for_some():
+    group = SeparationSettings.from_config(separation_repo="models")
+    assert group.separation_repo == "models"
+    assert group.separation_model == load_settings().separation.separation_model
+    with pytest.raises(UserError, match="SEPARATION_OVERLAP=2 is invalid"):
+        SeparationSettings.from_config(separation_overlap=2)
+    with pytest.raises(UserError, match="OVERLAP"):
+        SeparationSettings.from_config(overlap=0.2)
 
 
 @pytest.mark.parametrize(
     ("given", "folder"),
-    [("separated", "music/separated"), ("/big/stems", "/big/stems"), ("a/b", "music/a/b")],
+    [
+        ("separated", "music/separated"),
+        ("music/separated", "music/separated"),
+        ("/big/stems", "/big/stems"),
+        ("a/b", "music/a/b"),
+        ("existing", "existing"),
+    ],
 )
-def test_the_cache_is_below_the_data_unless_absolute(given, folder):
-    settings = load_settings(config, ["DATA_DIR=music", f"SEPARATION_CACHE_DIR={given}"])
+def test_the_cache_is_below_the_data_unless_it_is_a_path_of_its_own(
+    tmp_path, monkeypatch, given, folder
+):
+    monkeypatch.chdir(tmp_path)
+    Path("existing").mkdir()
+    settings = load_settings(["DATA_DIR=music", f"SEPARATION_CACHE_DIR={given}"])
     assert settings.cache_folder == Path(folder)
 
 
@@ -256,5 +279,4 @@ def test_the_cache_is_below_the_data_unless_absolute(given, folder):
     ],
 )
 def test_every_channel_of_the_image_has_the_name_of_what_it_shows(channels, names):
-    settings = load_settings(config, [f"CHANNELS={channels}"])
-    assert settings.features.channel_names == names
+    assert load_settings([f"CHANNELS={channels}"]).features.channel_names == names

@@ -1,4 +1,4 @@
-"""submit.csv looks as sample_submit does, with the predicted label ids in it; what is beside it."""
+"""submit.csv mirrors sample_submit, with the predicted label ids; the files beside it."""
 
 import csv
 import dataclasses
@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import put_audio
 
-from stemgenre.metadata import load_competition
-from stemgenre.progress import Progress
+from stemgenre.data.competition import load_competition
 from stemgenre.submission import Summary, write_probabilities, write_submission
+from stemgenre.training.checkpoint import TrainState
 
 IDS = {"blues": 7, "jazz": 0, "rock": 42}
 PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
@@ -36,8 +36,9 @@ def load(folder):
 def submit(folder):
     """The bytes of the submission for PREDICTED."""
     competition = load(folder)
-    targets = [competition.label_ids.index(PREDICTED[n]) for n in competition.test["file_name"]]
-    write_submission(folder / "out" / "submit.csv", competition, targets)
+    names = competition.test["file_name"]
+    predicted = [competition.label_ids.index(PREDICTED[name]) for name in names]
+    write_submission(folder / "out" / "submit.csv", competition, predicted)
     return (folder / "out" / "submit.csv").read_bytes().decode()
 
 
@@ -85,11 +86,11 @@ def test_the_submission_mirrors_sample_submit(data, monkeypatch, name, sample, e
     assert submit(data) == expected
 
 
-def test_without_sample_submit_all_clips_stand_in_natural_order(data):
+def test_without_sample_submit_all_clips_are_in_natural_order(data):
     assert submit(data) == "test_0.wav,42\ntest_2.wav,0\ntest_10.wav,7\n"
 
 
-def test_of_two_test_clips_with_the_same_name_each_has_its_row(tmp_path):
+def test_two_test_clips_with_the_same_name_have_a_row_each(tmp_path):
     places = ["rock/1.wav", "blues/1.wav", "test/a/1.wav", "test/b/1.wav"]
     put_audio(*(tmp_path / place for place in places))
     competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
@@ -97,7 +98,7 @@ def test_of_two_test_clips_with_the_same_name_each_has_its_row(tmp_path):
     assert (tmp_path / "submit.csv").read_text() == "test/a/1.wav,0\ntest/b/1.wav,1\n"
 
 
-def test_predictions_that_are_not_one_per_clip_are_an_error(data):
+def test_a_wrong_number_of_predictions_is_an_error(data):
     with pytest.raises(ValueError, match="zip"):
         write_submission(data / "submit.csv", load(data), [0, 1])
     assert not (data / "submit.csv").exists()
@@ -109,12 +110,11 @@ def read(path):
 
 
 @pytest.mark.parametrize("sample", ["test_2.wav,0\ntest_10.wav,0\ntest_2.wav,0\n", None])
-def test_every_genres_probability_stands_in_the_order_of_the_submission(data, sample):
-    names = ["test_2.wav", "test_10.wav", "test_2.wav"]
+def test_probabilities_are_in_the_order_of_the_submission(data, sample):
+    names = ["test_0.wav", "test_2.wav", "test_10.wav"]
     if sample:
         (data / "sample_submit.csv").write_text(sample)
-    else:
-        names = ["test_0.wav", "test_2.wav", "test_10.wav"]
+        names = ["test_2.wav", "test_10.wav", "test_2.wav"]
     competition = load(data)
     competition.label_names[0] = 'jazz, "cool"'
     order = competition.test["file_name"].tolist()
@@ -124,9 +124,9 @@ def test_every_genres_probability_stands_in_the_order_of_the_submission(data, sa
     header, *rows = read(data / "test_probabilities.csv")
     assert header == ["file_name", 'jazz, "cool"', "blues", "rock"]
     assert [row[0] for row in rows] == names
-    for name, *shares in rows:
+    for name, *probabilities in rows:
         expected = torch.tensor([0.0, 0.0, PREDICTED[name]]).softmax(0).tolist()
-        assert [float(share) for share in shares] == pytest.approx(expected, abs=1e-6)
+        assert [float(text) for text in probabilities] == pytest.approx(expected, abs=1e-6)
     assert read(data / "valid_predictions.csv") == [
         ["file_name", "label", "predicted", 'jazz, "cool"', "blues", "rock"],
         ["train_1.wav", 'jazz, "cool"', "rock", "0.000000", "0.000000", "1.000000"],
@@ -134,15 +134,16 @@ def test_every_genres_probability_stands_in_the_order_of_the_submission(data, sa
     ]
 
 
-def test_without_test_clips_the_table_of_their_probabilities_is_empty(data):
+def test_without_test_clips_their_table_of_probabilities_has_no_rows(data):
     competition = load(data)
-    none = dataclasses.replace(competition, test=competition.test[:0])
-    write_probabilities(data, none, competition.train[:1], torch.zeros(1, 3), torch.empty(0, 3))
+    without_test = dataclasses.replace(competition, test=competition.test[:0])
+    logits = torch.zeros(1, 3), torch.empty(0, 3)
+    write_probabilities(data, without_test, competition.train[:1], *logits)
     assert read(data / "test_probabilities.csv") == [["file_name", "jazz", "blues", "rock"]]
 
 
 @pytest.mark.parametrize(
-    ("truth", "accuracy"),
+    ("test_labels", "accuracy"),
     [
         ("", None),
         ("test_0.wav,42\ntest_2.wav,0\ntest_10.wav,7\n", 2 / 3),
@@ -150,16 +151,16 @@ def test_without_test_clips_the_table_of_their_probabilities_is_empty(data):
         ("test_10.wav,7\n", 0.0),
     ],
 )
-def test_the_summary_says_what_came_of_the_run(data, truth, accuracy):
-    if truth:
-        (data / "test_master.csv").write_text("file_name,label_id\n" + truth)
+def test_the_summary_has_the_results_of_the_run(data, test_labels, accuracy):
+    if test_labels:
+        (data / "test_master.csv").write_text("file_name,label_id\n" + test_labels)
     competition, summary = load(data), Summary()
     with summary.stage("training"):
         pass
-    progress = Progress(epoch=5, best_epoch=3, best_accuracy=0.75, best_loss=0.5)
-    logits = torch.eye(3)[[2, 0, 2]]  # 42, 0, 42: test_10 is wrong
+    state = TrainState(epoch=5, best_epoch=3, best_accuracy=0.75, best_loss=0.5)
+    logits = torch.eye(3)[[2, 0, 2]]  # label ids 42, 0, 42: wrong for test_10
     parts = {"train": competition.train[1:], "valid": competition.train[:1]}
-    summary.write(data / "summary.json", progress, competition, logits, **parts)
+    summary.write(data / "summary.json", state, competition, logits, **parts)
     found = json.loads((data / "summary.json").read_text())
     assert found.pop("seconds").keys() == {"training"}
     assert found.pop("test_accuracy") == (accuracy and pytest.approx(accuracy))

@@ -1,0 +1,211 @@
+"""What the scripts share: arguments, the console and log file, exit codes.
+
+Imports neither torch nor anything that does: --help and a misspelt setting answer at once.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import tokenize
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stemgenre.errors import Interrupted, UserError
+from stemgenre.settings import (
+    CONFIG_FILE,
+    Settings,
+    expected,
+    is_settings_file,
+    load_settings,
+    parse_assignments,
+)
+
+log = logging.getLogger("stemgenre")
+
+DEMO_RECIPE = str(CONFIG_FILE.parent / "recipes" / "demo.py")
+LOGGERS = (log, logging.getLogger("py.warnings"))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An ArgumentParser whose --help ends with every setting, its value and its comment."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"settings, from config.py; KEY=VALUE sets one for this run:\n{settings_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse_settings(words: list[str], *, demo: bool = False) -> Settings:
+    """Settings of config.py, settings files and KEY=VALUE words; with `demo`, the demo's first."""
+    return load_settings([*([DEMO_RECIPE] if demo else []), *words])
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """(settings files and KEY=VALUE words, the others) of a command line."""
+    chosen = [
+        word
+        for word in words
+        if is_settings_file(word) or (word.partition("=")[1] and word.partition("=")[0].isupper())
+    ]
+    return chosen, [word for word in words if word not in chosen]
+
+
+def check_data_dir(settings: Settings) -> None:
+    """Raises UserError if there is no DATA_DIR, before anything slow is imported."""
+    if not Path(settings.paths.data_dir).is_dir():
+        raise UserError(
+            f"there is no data folder {settings.paths.data_dir}; put the competition's files there "
+            "(see data/README.md), or try python train.py --demo, which needs none"
+        )
+
+
+def describe_settings(path: Path = CONFIG_FILE) -> list[tuple[str, str, str, str]]:
+    """(section, name, value as text, comment) of each setting of a config file, in its order."""
+    comments, headings = {}, {}
+    source = path.read_text(encoding="utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            found = headings if token.line.startswith("#") else comments
+            found[token.start[0]] = token.string.lstrip("# ")
+    rows = []
+    for name, node in parse_assignments(path):
+        section = headings[max(line for line in headings if line < node.lineno)]
+        lines = range(node.lineno, node.end_lineno + 1)
+        comment = " ".join(comments[line] for line in lines if line in comments)
+        rows.append((section, name, ast.get_source_segment(source, node.value), comment))
+    return rows
+
+
+def settings_help() -> str:
+    """Every setting in a line: name, value, comment."""
+    return "\n".join(
+        f"  {f'{name} = {value}':<42} {comment}" for _, name, value, comment in describe_settings()
+    )
+
+
+def settings_markdown() -> str:
+    """docs/settings.md: every setting with its default, what it accepts, and what it does."""
+    lines = [
+        "# Settings",
+        "",
+        "Made from `config.py` by `python -m stemgenre.cli > docs/settings.md`. Edit `config.py`,",
+        "or set some for one run: `python train.py recipes/quick.py IMG_SIZE=224`.",
+    ]
+    previous = None
+    for section, name, value, comment in describe_settings():
+        if section != previous:
+            lines += ["", f"## {section}", "", "| setting | default | accepts | what it does |",
+                      "| --- | --- | --- | --- |"]  # fmt: skip
+            previous = section
+        cells = (f"`{name}`", f"`{value}`", expected(name), comment)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= 40 else sys.stdout)
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; says so once when the file can no longer be written."""
+
+    failed = False
+
+    def handleError(self, record):  # noqa: N802
+        if not isinstance(error := sys.exception(), OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            log.warning(
+                "%s can no longer be written (%s); the run continues without it",
+                self.baseFilename,
+                error.strerror,
+            )
+
+    def emit(self, record):
+        if not self.failed:
+            super().emit(record)
+
+
+def _format(record):
+    prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
+    return prefix + record.getMessage().rstrip()
+
+
+def log_to_console() -> None:
+    """Sends the project's log and Python's warnings to the console."""
+    logging.captureWarnings(True)
+    handler = _ConsoleHandler()
+    handler.format = _format
+    for logger in LOGGERS:
+        logger.handlers = [handler]
+        logger.propagate = False
+    log.setLevel(logging.INFO)
+
+
+def log_to_file(path: Path, *, is_main: bool = True) -> None:
+    """From now on appends what the console shows to `path`, each line with its time.
+
+    Only the main process writes. run_script closes the file, after the last error is in it.
+    Raises UserError if the file cannot be opened.
+    """
+    if not is_main:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
+        ) from None
+    stamp = logging.Formatter("%(asctime)s").formatTime
+    handler.format = lambda record: f"{stamp(record, '%Y-%m-%d %H:%M:%S')}  {_format(record)}"
+    for logger in LOGGERS:
+        logger.addHandler(handler)
+
+
+def close_log_file() -> None:
+    """Ends what log_to_file began."""
+    for logger in LOGGERS:
+        for handler in [h for h in logger.handlers if isinstance(h, _FileHandler)]:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):  # a full disk
+                handler.close()
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs main() and exits: 0, 2 for what the user can fix, 128 + signal when stopped."""
+    # Idle threads soon sleep instead of spinning, which makes a step on a busy CPU much slower
+    # (benchmarks/cpu.py). Read when torch is imported, which main() does after its arguments.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    log_to_console()
+    try:
+        main()
+    except UserError as error:
+        log.error("%s", error)
+        sys.exit(2)
+    except Interrupted as stopped:
+        sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        log.error("stopped immediately")
+        sys.exit(128 + signal.SIGINT)
+    except Exception:
+        log.error("internal error, please report it:\n%s", traceback.format_exc())
+        raise SystemExit(1) from None
+    finally:
+        close_log_file()
+
+
+if __name__ == "__main__":
+    print(settings_markdown(), end="")

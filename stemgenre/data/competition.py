@@ -1,0 +1,252 @@
+"""The masters, sample_submit and the audio found below DATA_DIR -> one table of clips.
+
+Labels are joined by file name, never by position.
+"""
+
+import filecmp
+import logging
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from stemgenre.data.find_files import clip_names, find_audio, find_master, natural_key
+from stemgenre.data.tables import SubmissionTemplate, parse_label_ids, read_master, read_template
+from stemgenre.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LAYOUT = """\
+    {data_dir}/
+        train_master.tsv     file_name, label_id      (.csv works too)
+        label_master.tsv     label_name, label_id
+        sample_submit.tsv    file name, label id      (without a header)
+        train_sound_1/...    the clips, in any folders below
+        test_sound_1/...
+or, without masters, one folder of clips per genre: {data_dir}/blues/*.wav, {data_dir}/rock/*.wav
+`python train.py --demo` tries everything on a synthesised competition, with nothing to download."""
+
+
+@dataclass(frozen=True)
+class Competition:
+    """All clips of a dataset.
+
+    `train` and `test` have the columns clip (its name in the cache), file_name (as the masters
+    write it), path, and target (class index; -1 where it is not known). Class index i has the
+    label `label_ids[i]`, `label_names[i]`. `template` is None without a sample_submit.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    label_ids: list[int]
+    label_names: list[str]
+    template: SubmissionTemplate | None
+
+
+def load_competition(
+    data_dir: Path | str, *, num_classes: int | str, cache_dir: Path | str
+) -> Competition:
+    """The Competition below `data_dir`; audio below `cache_dir` is left out.
+
+    `num_classes` is the expected number of genres or "auto". Raises UserError for whatever is
+    missing or contradictory.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"there is no data folder {data_dir}; {_expected_layout(data_dir)}")
+    audio = find_audio(data_dir, skip=Path(cache_dir))
+    if not audio:
+        nested = [
+            folder
+            for folder in sorted(data_dir.iterdir())
+            if folder.is_dir() and folder.name != "demo" and find_master(folder, "train_master")
+        ]
+        hint = f"; did you mean DATA_DIR={nested[0]}?" if nested else ""
+        raise UserError(f"there is no audio below {data_dir}{hint}; {_expected_layout(data_dir)}")
+    train_master = find_master(data_dir, "train_master")
+    if train_master:
+        competition = _from_masters(data_dir, train_master, audio)
+    else:
+        competition = _from_genre_folders(data_dir, audio)
+    found = len(competition.label_ids)
+    if num_classes not in ("auto", found):
+        raise UserError(
+            f'NUM_CLASSES={num_classes}, but the data has {found} genres; write {found} or "auto"'
+        )
+    return competition
+
+
+def _expected_layout(data_dir):
+    return "expected\n" + LAYOUT.format(data_dir=data_dir)
+
+
+def _from_masters(data_dir, train_master, audio):
+    """The Competition of train_master, label_master, and the optional other tables."""
+    label_master = find_master(data_dir, "label_master")
+    if not label_master:
+        raise UserError(
+            f"there is no label_master.csv or .tsv in {data_dir}; {_expected_layout(data_dir)}"
+        )
+    labels = _read_labels(label_master)
+    train = _read_targets(train_master, labels, label_master)
+    train["path"] = _find_paths(train["file_name"], audio, train_master)
+    _check_single_label(train, train_master)
+    train = train.drop_duplicates("path", ignore_index=True)
+    template, test = _read_sample_submit(data_dir, audio)
+    if template is None:
+        labelled = {path.name for path in train["path"]}
+        paths = [p for p in audio if p.name not in labelled and _is_test(p, data_dir)]
+        names = dict.fromkeys(path.name for path in paths)
+        test = pd.DataFrame({"file_name": [*names]})
+        test["path"] = _find_paths(names, audio, data_dir)
+    test_master = find_master(data_dir, "test_master")
+    if test_master:
+        known = _read_targets(test_master, labels, label_master).set_index("file_name")["target"]
+        test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
+    return _build_competition(train, test, labels, template)
+
+
+def _from_genre_folders(data_dir, audio):
+    """The Competition of a tree with one folder per genre.
+
+    Test clips are below a folder named test..., or are files named test... beside the genres.
+    """
+    if any(
+        part.lower().startswith(("train_sound", "test_sound"))
+        for path in audio
+        for part in path.relative_to(data_dir).parts
+    ):
+        raise UserError(
+            f"there is no train_master.csv or .tsv in {data_dir}; {_expected_layout(data_dir)}"
+        )
+    nested = [path for path in audio if path.parent != data_dir]
+    train_paths = [path for path in nested if not _is_test(path.parent, data_dir)]
+    genres = sorted({path.parent.name for path in train_paths}, key=natural_key)
+    if len(genres) < 2:
+        raise UserError(
+            f"{data_dir} has neither masters nor two genre folders; {_expected_layout(data_dir)}"
+        )
+    train = pd.DataFrame(
+        {
+            "file_name": [path.relative_to(data_dir).as_posix() for path in train_paths],
+            "path": train_paths,
+            "target": [genres.index(path.parent.name) for path in train_paths],
+        }
+    )
+    template, test = _read_sample_submit(data_dir, audio)
+    if template is None:
+        paths = [path for path in nested if _is_test(path.parent, data_dir)]
+        paths += [path for path in audio if path.parent == data_dir and _is_test(path, data_dir)]
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):
+            names = [path.relative_to(data_dir).as_posix() for path in paths]
+        test = pd.DataFrame({"file_name": names, "path": paths})
+    labels = pd.DataFrame({"label_name": genres, "label_id": range(len(genres))})
+    return _build_competition(train, test, labels, template)
+
+
+def _is_test(path, data_dir):
+    return any(part.lower().startswith("test") for part in path.relative_to(data_dir).parts)
+
+
+def _read_sample_submit(data_dir, audio):
+    """(template, table of its files with file_name and path), or (None, None) without one."""
+    sample_submit = find_master(data_dir, "sample_submit")
+    if not sample_submit:
+        return None, None
+    template = read_template(sample_submit)
+    names = dict.fromkeys(row[template.file_column] for row in template.rows)
+    paths = _find_paths(names, audio, sample_submit)
+    return template, pd.DataFrame({"file_name": [*names], "path": paths})
+
+
+def _build_competition(train, test, labels, template):
+    """The Competition of two tables with file_name, path and target (-1 if `test` has none)."""
+    if "target" not in test:
+        test["target"] = -1
+    train, test = (
+        table.sort_values("file_name", key=lambda names: names.map(natural_key), ignore_index=True)
+        for table in (train, test)
+    )
+    in_both = set(train["path"]) & set(test["path"])
+    if in_both:
+        log.warning(
+            "%d clips are in both train and test, for example %s", len(in_both), min(in_both)
+        )
+    names = clip_names([*train["path"], *test["path"]])
+    train["clip"], test["clip"] = names[: len(train)], names[len(train) :]
+    return Competition(
+        train, test, labels["label_id"].tolist(), labels["label_name"].tolist(), template
+    )
+
+
+def _find_paths(names, audio, table):
+    """The audio path of each file name in `table`. Raises UserError for those without audio."""
+    by_name = {}
+    for path in audio:
+        by_name.setdefault(path.name, []).append(path)
+    paths, missing = [], []
+    for text in names:
+        name = PurePosixPath(text.replace("\\", "/"))
+        if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
+            raise UserError(f"{table} names {text!r}, which is not a file below the data folder")
+        found = [
+            path
+            for path in by_name.get(name.name, ())
+            if path.parts[-len(name.parts) :] == name.parts
+        ]
+        if not found:
+            missing.append(text)
+            continue
+        for other in found[1:]:
+            if not filecmp.cmp(found[0], other, shallow=False):
+                raise UserError(
+                    f"{text} is ambiguous: {found[0]} and {other} have different content; keep one"
+                )
+        paths.append(found[0])
+    if missing:
+        raise UserError(
+            f"{len(missing)} clips of {table} have no audio below {table.parent}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
+            "unpack all sound folders there"
+        )
+    return paths
+
+
+def _read_targets(master, labels, label_master):
+    """Columns file_name and target (class index) of a master with file_name and label_id."""
+    table = read_master(master, ("file_name", "label_id"))
+    table["label_id"] = parse_label_ids(table["label_id"], master)
+    unknown = sorted(set(table["label_id"]) - set(labels["label_id"]))
+    if unknown:
+        raise UserError(f"{master} has label_id {unknown[0]}, which {label_master} lacks")
+    table = table.drop_duplicates(ignore_index=True)
+    repeated = table["file_name"][table["file_name"].duplicated()]
+    if len(repeated):
+        name = repeated.iloc[0]
+        ids = table["label_id"][table["file_name"] == name].tolist()
+        raise UserError(f"{master} gives {name} two labels: {ids[0]} and {ids[1]}; keep one")
+    index = {label_id: i for i, label_id in enumerate(labels["label_id"])}
+    table["target"] = table["label_id"].map(index)
+    return table[["file_name", "target"]]
+
+
+def _check_single_label(train, master):
+    """Raises UserError if a file is in `train` under two names with different labels."""
+    for path, rows in train[train["path"].duplicated(keep=False)].groupby("path"):
+        if rows["target"].nunique() > 1:
+            names = " and ".join(rows["file_name"])
+            raise UserError(f"{master} gives {path} two labels, as {names}; keep one")
+
+
+def _read_labels(master):
+    """Columns label_name and label_id of label_master, sorted by id: row i is class index i."""
+    labels = read_master(master, ("label_name", "label_id"))
+    labels["label_id"] = parse_label_ids(labels["label_id"], master)
+    for column in ("label_name", "label_id"):
+        repeated = labels[column][labels[column].duplicated()]
+        if len(repeated):
+            raise UserError(f"{master} has the {column} {repeated.iloc[0]} twice; keep one")
+    if len(labels) < 2:
+        raise UserError(f"{master} has {len(labels)} genre; a classifier needs two or more")
+    return labels.sort_values("label_id", ignore_index=True)

@@ -1,0 +1,160 @@
+"""Training and validation clips: stratified by genre, each recording on one side if asked.
+
+eda.py finds clips of one recording and writes their groups to groups.csv; SPLIT_BY_GROUP=True
+reads them.
+"""
+
+import csv
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import train_test_split
+
+from stemgenre.errors import UserError
+from stemgenre.files import atomic_write
+from stemgenre.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GROUPS_FILE = "groups.csv"  # below EDA_DIR
+GROUPS_COLUMNS = ("split", "clip", "file_name", "group")
+
+
+def split_clips(
+    clips: pd.DataFrame,
+    *,
+    test_size: float,
+    seed: int,
+    label_names: Sequence[str],
+    groups: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training rows, validation rows) of `clips`, stratified by the column target.
+
+    The validation part is about the fraction `test_size` and has at least one clip of each genre.
+    Clips with the same number in `groups` (one for each clip) are on the same side. Raises
+    UserError if a genre cannot be on both sides.
+    """
+    counts = clips["target"].value_counts()
+    single = [label_names[target] for target, count in counts.items() if count < 2]
+    if single:
+        raise UserError(
+            f"{', '.join(sorted(single))} has a single clip; the validation split needs two or "
+            "more of each genre: one to train on, one to validate"
+        )
+    if len(counts) < 2:
+        raise UserError(
+            f"all training clips are {label_names[counts.index[0]]}; two genres are needed"
+        )
+    if groups is None:
+        train, valid = _split_stratified(clips["target"], test_size, seed)
+    else:
+        targets = clips["target"].to_numpy()
+        train, valid = _split_by_group(targets, groups, test_size, seed, label_names)
+    return clips.iloc[train], clips.iloc[valid]
+
+
+def _split_stratified(targets, test_size, seed):
+    """(training positions, validation positions), both sorted."""
+    genres = targets.nunique()
+    expected = math.ceil(test_size * len(targets))
+    count = min(max(expected, genres), len(targets) - genres)
+    if count != expected:
+        log.info(
+            "split: %d validation clips instead of %d, so that both sides have every genre",
+            count,
+            expected,
+        )
+    train, valid = train_test_split(
+        np.arange(len(targets)), test_size=count, stratify=targets, random_state=seed
+    )
+    return np.sort(train), np.sort(valid)
+
+
+def _split_by_group(targets, groups, test_size, seed, label_names):
+    """(training positions, validation positions), both sorted: groups whole, genres on both sides.
+
+    Each genre gives about `test_size` of its clips; the genres with the fewest groups choose first.
+    sklearn's StratifiedGroupKFold does not guarantee that every genre is on both sides.
+    """
+    table = pd.crosstab(groups, targets)  # clips of each group in each genre
+    order = np.random.default_rng(seed).permutation(len(table))
+    counts = table.to_numpy()[order]  # (groups, genres)
+    in_valid = np.zeros(len(counts), dtype=bool)
+    for genre in np.argsort((counts > 0).sum(axis=0), kind="stable"):
+        expected = max(1, round(test_size * counts[:, genre].sum()))
+        candidates = np.flatnonzero((counts[:, genre] > 0) & ~in_valid)
+        for group in candidates:
+            if counts[in_valid, genre].sum() + counts[group, genre] <= expected:
+                _move_to_valid(group, in_valid, counts)
+        if not counts[in_valid, genre].any():  # every group has more clips than expected
+            for group in candidates[np.argsort(counts[candidates, genre], kind="stable")]:
+                if _move_to_valid(group, in_valid, counts):
+                    break
+    for genre, target in enumerate(table.columns):
+        if not counts[in_valid, genre].any() or not counts[~in_valid, genre].any():
+            raise UserError(
+                f"the clips of {label_names[target]} are of too few recordings for both sides of "
+                "the validation split; set SPLIT_BY_GROUP=False, or add clips of others"
+            )
+    valid = np.isin(groups, table.index[order[in_valid]])
+    return np.flatnonzero(~valid), np.flatnonzero(valid)
+
+
+def _move_to_valid(group, in_valid, counts):
+    """Whether the group could be moved: every genre has to keep a clip to train on."""
+    remaining = counts[~in_valid].sum(axis=0) - counts[group]
+    in_valid[group] = (remaining > 0).all()
+    return in_valid[group]
+
+
+def number_groups(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
+    """The group of each of `count` clips: (count,) integers from 0, in the order of the clips.
+
+    `pairs` (first, second) are positions of clips of one recording; so are chains of pairs.
+    """
+    first, second = np.array(pairs, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def write_groups(path: Path, clips: pd.DataFrame) -> None:
+    """Writes GROUPS_COLUMNS of `clips` as CSV, one row per clip."""
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        clips.to_csv(file, columns=list(GROUPS_COLUMNS), index=False)
+
+
+def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
+    """The group of each training clip, in the order of `clips`; None with SPLIT_BY_GROUP=False.
+
+    Raises UserError if eda.py has not written the groups of all these clips.
+    """
+    if not settings.data.split_by_group:
+        return None
+    path = Path(settings.paths.eda_dir) / GROUPS_FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        known = {row["clip"]: int(row["group"]) for row in rows if row["split"] == "train"}
+    except OSError as error:
+        raise UserError(
+            f"SPLIT_BY_GROUP=True needs {path} ({error.strerror}); run python eda.py first"
+        ) from None
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path} is not a table of groups ({error!r}); run python eda.py again"
+        ) from None
+    missing = [clip for clip in clips["clip"] if clip not in known]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} training clips, for example {missing[0]}; "
+            "run python eda.py again"
+        )
+    groups = np.array([known[clip] for clip in clips["clip"]])
+    log.info("split by group: %d clips of %d recordings", len(groups), len(set(groups)))
+    return groups

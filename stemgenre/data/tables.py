@@ -1,0 +1,128 @@
+"""Small tables as people write them: any separator, encoding, column order, header or none."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from stemgenre.data.find_files import AUDIO_SUFFIXES
+from stemgenre.errors import UserError
+
+
+@dataclass(frozen=True)
+class SubmissionTemplate:
+    """sample_submit as it was found: what a submission has to look like."""
+
+    rows: list[list[str]]  # every cell, without the header
+    header: list[str] | None
+    separator: str
+    line_end: str
+    file_column: int
+    label_column: int
+
+
+def read_master(master: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The named columns of a master with a header, as stripped text; others are left out.
+
+    Raises UserError for a missing column or cell.
+    """
+    rows, _, _ = _read_rows(master)
+    header = [cell.strip().lower() for cell in rows[0]]
+    for column in columns:
+        if header.count(column) != 1:
+            raise UserError(
+                f"{master} needs one column {column} in its header; it has {', '.join(rows[0])}"
+            )
+    if len(rows) == 1:
+        raise UserError(f"{master} has a header but no rows")
+    positions = [header.index(column) for column in columns]
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header) or not all(row[position].strip() for position in positions):
+            raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
+    data = [[row[position].strip() for position in positions] for row in rows[1:]]
+    return pd.DataFrame(data, columns=list(columns))
+
+
+def parse_label_ids(cells: pd.Series, master: Path) -> pd.Series:
+    """The label ids in a column of `master` as int64. Raises UserError for what is no integer."""
+    numbers = pd.to_numeric(cells, errors="coerce")
+    invalid = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() > 2**53)
+    if invalid.any():
+        row = invalid.idxmax()
+        raise UserError(f"{master} row {row + 2}: label_id {cells[row]!r} is not an integer")
+    return numbers.astype("int64")
+
+
+def read_template(sample_submit: Path) -> SubmissionTemplate:
+    """The SubmissionTemplate of a sample_submit, with or without a header or an index column.
+
+    The label column is label_id, or without that name the last one. Raises UserError if no column
+    has audio file names, or rows differ in length.
+    """
+    rows, separator, line_end = _read_rows(sample_submit)
+    rows = [[cell.strip() for cell in row] for row in rows]
+    width = len(rows[-1])
+    file_columns = [column for column, cell in enumerate(rows[-1]) if _is_audio_name(cell)]
+    if not file_columns:
+        raise UserError(f"{sample_submit} has no column of audio file names in its last row")
+    file_column = file_columns[0]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != width:
+            raise UserError(
+                f"{sample_submit} row {number} has {len(row)} cells, the last row has {width}"
+            )
+        if not row[file_column] and number > 1:
+            raise UserError(f"{sample_submit} row {number} has no file name")
+    header = None if _is_audio_name(rows[0][file_column]) else rows[0]
+    rows = rows if header is None else rows[1:]
+    other_columns = [column for column in range(width) if column != file_column]
+    if not other_columns:
+        rows, other_columns = [[*row, ""] for row in rows], [1]
+    names = [cell.lower() for cell in header or ()]
+    label_column = names.index("label_id") if "label_id" in names else other_columns[-1]
+    return SubmissionTemplate(rows, header, separator, line_end, file_column, label_column)
+
+
+def _is_audio_name(cell):
+    return cell.lower().endswith(AUDIO_SUFFIXES)
+
+
+def _read_rows(path):
+    """(rows of cells, separator, line end) of a small table whose separator is sniffed."""
+    text = _read_text(path)
+    lines = [line for line in text.splitlines()[:50] if line.strip()]
+    if not text.strip("\t,; \r\n"):
+        raise UserError(f"{path} is empty")
+    try:
+        widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
+        separator = max(  # the one that gives all rows the same number of cells, else the most
+            widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
+        )
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path} is not a table: {error}") from None
+    return rows, separator, "\r\n" if "\r\n" in text else "\n"
+
+
+def _read_text(path):
+    """The file's text: UTF-16 with a byte order mark, UTF-8 with or without one, or Shift-JIS."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp932"]
+    for encoding in encodings:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise UserError(f"{path} is not a text file in UTF-8, UTF-16 or Shift-JIS")

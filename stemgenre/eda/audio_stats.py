@@ -1,0 +1,220 @@
+"""Statistics of each clip's audio, cached so that a file is decoded once.
+
+An entry of EDA_DIR/audio_stats is an .npz: `meta` (json) with the statistics and the file they
+belong to, `fingerprint` and `wave`, with which duplicates are found and confirmed.
+"""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyloudnorm
+from tqdm import tqdm
+
+from stemgenre.data import audio
+from stemgenre.eda.fingerprint import SAMPLE_RATE, fingerprint
+from stemgenre.errors import UserError
+from stemgenre.files import atomic_write
+from stemgenre.prefetch import prefetch_map
+
+FORMAT = 2  # to be raised whenever the same file would give another entry
+SILENCE_DB = -60.0  # dBFS; a frame whose RMS is below it is silent
+FRAME_SECONDS = 0.05  # of such a frame
+CLIPPING_THRESHOLD = 0.999  # of full scale; three samples in a row beyond it are clipped
+MAX_LOUDNESS_SECONDS = 120.0  # of a file, from its beginning; bounds the memory of a thread
+MIN_FILTER_RATE = 8000  # Hz: the loudness filter's shelf at 1.7 kHz must lie below half the rate
+GATING_SECONDS = 0.4  # block length of BS.1770; of shorter clips, the whole clip
+FULL_RANGE_CHANNELS = [0, 1, 2, 4, 5]  # of 5.1 and more: BS.1770 leaves out the LFE
+STAT_COLUMNS = (
+    "seconds",
+    "sample_rate",
+    "channels",
+    "codec",
+    "peak_db",
+    "clipped_samples",
+    "dc_offset",
+    "silent_fraction",
+    "loudness_lufs",
+)
+
+
+class AudioStatsCache:
+    """Statistics, fingerprints and waveforms of clips, one entry per clip in `folder`.
+
+    `seconds`: how much of each clip, from its beginning, is compared with the other clips.
+    """
+
+    def __init__(self, folder: Path | str, *, seconds: float) -> None:
+        self.folder = Path(folder)
+        self.seconds = seconds
+
+    def path(self, clip: str) -> Path:
+        """The path of a clip's entry."""
+        return self.folder / f"{clip}.npz"
+
+    def stats(self, clip: str, source: Path) -> dict[str, Any]:
+        """{STAT_COLUMNS: value} of a clip, from its entry or else from the audio file `source`.
+
+        An entry that is damaged, or that was made from another file, is computed again. Raises
+        UserError if the file cannot be decoded.
+        """
+        if (stats := self._load_stats(clip, source)) is None:
+            held_seconds = max(self.seconds, MAX_LOUDNESS_SECONDS)
+            stats, wave, rate = compute_stats(audio.read_blocks(source), held_seconds=held_seconds)
+            stats["codec"] = _codec(source)
+            mono = wave.mean(axis=0)[: round(self.seconds * rate)]
+            mono = audio.resample(mono, from_rate=rate, to_rate=SAMPLE_RATE)
+            mono /= max(float(np.abs(mono).max()), 1e-9)
+            meta = self._signature(source) | {"stats": stats}
+            with atomic_write(self.path(clip)) as file:
+                np.savez(
+                    file,
+                    meta=np.array(json.dumps(meta)),
+                    fingerprint=fingerprint(mono),
+                    wave=np.round(mono * 32767).astype(np.int16),
+                )
+        return stats
+
+    def fingerprint(self, clip: str) -> np.ndarray:
+        """The fingerprint of a clip that has an entry, (bands, frames) float16."""
+        with np.load(self.path(clip)) as entry:
+            return entry["fingerprint"]
+
+    def load_wave(self, clip: str) -> np.ndarray:
+        """A clip that has an entry: mono at SAMPLE_RATE, (samples,) float32, peak 1."""
+        with np.load(self.path(clip)) as entry:
+            return entry["wave"].astype(np.float32) / 32767
+
+    def _load_stats(self, clip, source):
+        """The statistics in a clip's entry; None unless all of it is readable and up to date."""
+        try:
+            with self.path(clip).open("rb") as file, np.load(file) as arrays:
+                entry = dict(arrays)  # reading each array to its end checks its CRC
+            meta = json.loads(str(entry["meta"]))
+            stats = meta.pop("stats")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        current = {"fingerprint", "wave"} <= set(entry) and meta == self._signature(source)
+        return stats if current else None
+
+    def _signature(self, source):
+        """What an entry depends on."""
+        status = Path(source).stat()
+        return {
+            "format": FORMAT,
+            "source": str(source),
+            "bytes": status.st_size,
+            "time": status.st_mtime_ns,
+            "compared_seconds": self.seconds,
+        }
+
+
+def compute_audio_stats(
+    clips: pd.DataFrame,
+    stats_cache: AudioStatsCache,
+    *,
+    threads: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> pd.DataFrame:
+    """`clips` (columns clip, path, ...) with STAT_COLUMNS and `error` as further columns.
+
+    `error` is "", or why the file cannot be decoded; such clips have no statistics. The rows end
+    early once `stopped()`.
+    """
+
+    def stats(row):
+        try:
+            return {"error": ""} | stats_cache.stats(row.clip, row.path)
+        except UserError as error:
+            return {"error": str(error)}
+
+    rows = []
+    ahead = prefetch_map(stats, clips.itertuples(), threads=threads, depth=4 * threads)
+    with contextlib.closing(ahead):
+        for _, future in tqdm(ahead, total=len(clips), desc="audio statistics", unit="clip"):
+            rows.append(future.result())
+            if stopped():
+                break
+    table = pd.DataFrame(rows, columns=[*STAT_COLUMNS, "error"], index=clips.index[: len(rows)])
+    numeric = dict.fromkeys((name for name in STAT_COLUMNS if name != "codec"), float)
+    return clips.iloc[: len(rows)].join(table.astype(numeric))
+
+
+def compute_stats(
+    blocks: Iterable[tuple[np.ndarray, int]], *, held_seconds: float = MAX_LOUDNESS_SECONDS
+) -> tuple[dict[str, Any], np.ndarray, int]:
+    """(statistics, beginning of the wave, its rate in Hz) of what audio.read_blocks yields.
+
+    The statistics are STAT_COLUMNS but the codec: levels in dBFS and LUFS (None for silence),
+    fractions from 0 to 1. The beginning is (channels, samples), `held_seconds` long at most: memory
+    does not grow with the file. Frames and runs of clipped samples are counted within each block.
+    """
+    held, samples, peak, total, clipped, silent, num_frames = [], 0, 0.0, 0.0, 0, 0, 0
+    for block, rate in blocks:  # (samples, channels)
+        if samples < held_seconds * rate:
+            held.append(block)
+        samples += len(block)
+        peak = max(peak, float(np.abs(block).max()))
+        total = total + block.sum(axis=0, dtype=np.float64)
+        clipped += count_clipped(block)
+        power = _frame_power(block, max(1, round(FRAME_SECONDS * rate)))
+        silent += int((power < 10 ** (SILENCE_DB / 10)).sum())
+        num_frames += len(power)
+    wave = np.concatenate(held)[: round(held_seconds * rate)].T
+    loudness = integrated_loudness(wave, rate)
+    stats = {
+        "seconds": samples / rate,
+        "sample_rate": rate,
+        "channels": len(wave),
+        "peak_db": float(20 * np.log10(peak)),
+        "clipped_samples": clipped,
+        "dc_offset": float(np.abs(total / samples).max()),
+        "silent_fraction": silent / num_frames,
+        "loudness_lufs": loudness if np.isfinite(loudness) else None,
+    }
+    return stats, wave, rate
+
+
+def _frame_power(block, frame):
+    """Mean square of each whole frame of (samples, channels), over the channels too."""
+    num_frames = max(1, len(block) // frame)
+    frames = block[: num_frames * frame].reshape(num_frames, -1)
+    return np.square(frames).mean(axis=1)
+
+
+def integrated_loudness(wave: np.ndarray, rate: int) -> float:
+    """LUFS of `wave`, (channels, samples) at `rate` Hz, by ITU-R BS.1770-4; -inf for silence.
+
+    A mono file counts as one channel, as in the standard. A clip shorter than a gating block is
+    measured as one block.
+    """
+    if rate < MIN_FILTER_RATE:
+        wave = audio.resample(wave, from_rate=rate, to_rate=MIN_FILTER_RATE)
+        rate = MIN_FILTER_RATE
+    meter = pyloudnorm.Meter(
+        rate,
+        filter_class="DeMan",  # the standard's filters at any rate; the default is up to 0.2 dB off
+        block_size=min(GATING_SECONDS, 0.999 * wave.shape[1] / rate),
+    )
+    channels = wave[FULL_RANGE_CHANNELS] if len(wave) > 5 else wave
+    return float(meter.integrated_loudness(channels.T))
+
+
+def count_clipped(block: np.ndarray) -> int:
+    """The number of samples of (samples, channels) in runs of three or more at full scale."""
+    full = np.pad(np.abs(block) >= CLIPPING_THRESHOLD, ((2, 2), (0, 0)))
+    starts = full[:-2] & full[1:-1] & full[2:]  # of three in a row
+    return int((starts[:-2] | starts[1:-1] | starts[2:]).sum())
+
+
+def _codec(source):
+    """The codec as libsndfile names it; for files that only ffmpeg reads, their suffix."""
+    try:
+        return audio.probe(source).codec
+    except UserError:
+        return Path(source).suffix.lstrip(".").upper()

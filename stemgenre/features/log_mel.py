@@ -1,0 +1,223 @@
+"""Stems -> standardised log-mel images, with pitch shift and time stretch, on the training device.
+
+The classifier only sees magnitudes, so neither needs a phase vocoder: a pitch shift scales the
+frequency axis that the mel filters are laid on, a time stretch changes the STFT's hop length. For
+data augmentation on mel spectrograms compare Schlueter and Grill, "Exploring Data Augmentation for
+Improved Singing Voice Detection with Neural Networks", ISMIR 2015.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import librosa
+import torch
+
+from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
+from stemgenre.settings import STEMS, FeatureSettings
+
+ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB, 4 channels each
+
+
+class Frontend:
+    """Computes the network's images from stems, on `device`.
+
+    `channel_stats` are the mean and standard deviation in dB of each channel over the training
+    clips (see RunningStats); the default leaves the images in dB.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSettings,
+        *,
+        device: torch.device,
+        channel_stats: ChannelStats = ((0.0,) * 4, (1.0,) * 4),
+    ):
+        self.features = features
+        self.channel_stats = channel_stats
+        self.device = device
+        self.clip_samples = int(features.clip_seconds * features.sr)
+        self.frames = 1 + self.clip_samples // features.hop_length
+        mean, std = torch.tensor(channel_stats, dtype=torch.float32, device=device)
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
+        window = torch.hann_window(features.n_fft, dtype=torch.float64)
+        self.window = window.float().to(device)
+        self.band_edges = torch.tensor(
+            librosa.mel_frequencies(features.n_mels + 2, fmin=0.0, fmax=features.sr / 2),
+            dtype=torch.float64,
+            device=device if device.type == "cuda" else "cpu",  # MPS has no float64
+        )
+        self.filters = self._mel_filters(semitones=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """The settings and channel statistics that a saved model needs, as plain values."""
+        return {"features": self.features.model_dump(), "channel_stats": self.channel_stats}
+
+    @torch.no_grad()
+    def __call__(
+        self, stems: Sequence[torch.Tensor], params: Sequence[AugmentParams]
+    ) -> torch.Tensor:
+        """Standardised images (B, 4, IMG_SIZE, IMG_SIZE) float32 of B clips.
+
+        `stems` are tensors (4, samples), float16 or float32, on any device; `params` has one entry
+        per clip. An image does not depend on the other clips of its batch. Masks are applied last,
+        with 0, the mean (SpecAugment, Park et al., Interspeech 2019).
+        """
+        size = self.features.img_size
+        images = torch.stack(
+            [self._image(clip, augment) for clip, augment in zip(stems, params, strict=True)]
+        )
+        images = torch.nn.functional.interpolate(
+            images, (size, size), mode="bilinear", antialias=True
+        )
+        for image, augment in zip(images, params, strict=True):
+            mask_axis(image, augment.time_mask, axis=2)
+            mask_axis(image, augment.frequency_mask, axis=1)
+        return images
+
+    def _image(self, stems: torch.Tensor, params: AugmentParams) -> torch.Tensor:
+        """The clip's standardised image (4, n_mels, frames), padded with the floor in dB."""
+        floor = (-self.features.top_db - self.mean) / self.std
+        image = floor.expand(-1, self.features.n_mels, self.frames).clone()
+        db = self.log_mel(stems, params)
+        image[:, :, : db.shape[2]] = (db - self.mean) / self.std
+        return image
+
+    @torch.no_grad()
+    def log_mel(self, stems: torch.Tensor, params: AugmentParams = NO_AUGMENT) -> torch.Tensor:
+        """Log-mel spectrogram (4, n_mels, frames) in dB below the reference, float32.
+
+        `stems` is (4, samples). There are only the clip's own frames, at most as many as
+        CLIP_SECONDS has. The masks of `params` are not applied.
+        """
+        features = self.features
+        hop_length = round(features.hop_length * params.rate)
+        samples = round(self.clip_samples * hop_length / features.hop_length)
+        waves = self.select_channels(stems[:, :samples]).to(self.device, torch.float32)
+        waves = shift_wave(waves, round(params.shift_seconds * features.sr))
+        waves = add_noise(waves, sigma=params.noise_sigma, seed=params.noise_seed)
+        filters = (
+            self.filters if params.semitones == 0 else self._mel_filters(semitones=params.semitones)
+        )
+        power = mel_power(waves, filters=filters, window=self.window, hop_length=hop_length)
+        db = power_to_db(power, reference=features.db_reference, top_db=features.top_db)
+        repeats = -(-features.num_channels // len(db))
+        return db.repeat(repeats, 1, 1)[: features.num_channels, :, : self.frames]
+
+    def select_channels(self, stems: torch.Tensor) -> torch.Tensor:
+        """The waves (C, samples) that CHANNELS names, of stems (4, samples), on their device."""
+        if self.features.channels == "mix":
+            return stems.sum(0, keepdim=True, dtype=torch.float32)
+        names = self.features.channels.split(",")
+        return torch.stack([stems[STEMS.index(name)] for name in names])
+
+    def _mel_filters(self, *, semitones: float) -> torch.Tensor:
+        features = self.features
+        filters = mel_filters(
+            self.band_edges, sr=features.sr, n_fft=features.n_fft, semitones=semitones
+        )
+        return filters.to(self.device)
+
+
+def mel_filters(
+    band_edges: torch.Tensor, *, sr: int, n_fft: int, semitones: float = 0.0
+) -> torch.Tensor:
+    """Mel filters (n_mels, n_fft // 2 + 1) float32 for power spectra, pitch-shifted by `semitones`.
+
+    `band_edges` are n_mels + 2 frequencies in Hz, float64. The filters are triangles of area 1
+    (Slaney's norm), those of librosa.filters.mel at 0 semitones. With `semitones` the frequencies
+    of the FFT's bins are scaled by 2 ** (semitones / 12), as of a sound at that pitch.
+    """
+    bin_hz = sr / n_fft * 2 ** (semitones / 12)
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64, device=band_edges.device) * bin_hz
+    width = band_edges.diff()[:, None]
+    rising = (bins - band_edges[:-2, None]) / width[:-1]
+    falling = (band_edges[2:, None] - bins) / width[1:]
+    norm = 2 / (band_edges[2:] - band_edges[:-2])[:, None]
+    return (torch.minimum(rising, falling).clamp(min=0) * norm).float()
+
+
+def mel_power(
+    waves: torch.Tensor, *, filters: torch.Tensor, window: torch.Tensor, hop_length: int
+) -> torch.Tensor:
+    """Mel power spectrogram (C, n_mels, 1 + samples // hop_length) of waves (C, samples).
+
+    Frames are centred, with zeros beyond the ends, as in librosa.feature.melspectrogram.
+    """
+    # A CPU takes the channels one by one: twice as fast where malloc returns blocks of more than
+    # 32 MB to the system each time. A GPU takes them together: fewer and larger kernels.
+    channels_at_once = 1 if waves.device.type == "cpu" else len(waves)
+    mel = []
+    for part in waves.split(channels_at_once):
+        spectra = torch.stft(
+            part,
+            len(window),
+            hop_length,
+            window=window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )  # (C, n_fft // 2 + 1, frames)
+        mel.append(filters @ (spectra.real.square() + spectra.imag.square()))
+    return torch.cat(mel)
+
+
+def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:
+    """Power (C, n_mels, frames) in dB below the reference, at least -top_db.
+
+    The reference is the loudest cell of all channels ("clip") or of each channel ("stem"). Powers
+    and reference are at least 1e-10, as in librosa.power_to_db.
+    """
+    power = power.clamp(min=1e-10)
+    loudest = power.amax() if reference == "clip" else power.amax((1, 2), keepdim=True)
+    return (10 * (power.log10() - loudest.log10())).clamp(min=-top_db)
+
+
+def shift_wave(waves: torch.Tensor, samples: int) -> torch.Tensor:
+    """`waves` (C, T) delayed by `samples` (advanced if negative), filled with zeros."""
+    if samples == 0:
+        return waves
+    samples = max(-waves.shape[1], min(waves.shape[1], samples))
+    return torch.nn.functional.pad(waves, (samples, -samples))
+
+
+def add_noise(waves: torch.Tensor, *, sigma: float, seed: int) -> torch.Tensor:
+    """`waves` (C, T) plus Gaussian noise of standard deviation `sigma`, independent per channel."""
+    if sigma == 0:
+        return waves
+    generator = torch.Generator(waves.device).manual_seed(seed)
+    noise = torch.randn(waves.shape, generator=generator, device=waves.device)
+    return waves + sigma * noise
+
+
+def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> None:
+    """Sets a band of `image` to 0 in place; `mask` is (start, width) as fractions of the axis."""
+    start, width = (round(fraction * image.shape[axis]) for fraction in mask)
+    image.narrow(axis, start, min(width, image.shape[axis] - start)).zero_()
+
+
+class RunningStats:
+    """Mean and standard deviation in dB of each of 4 channels, accumulated clip by clip."""
+
+    def __init__(self):
+        self.count = 0  # cells of each channel
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.squares = torch.zeros(4, dtype=torch.float64)
+
+    def add(self, db: torch.Tensor) -> None:
+        """Accumulates the cells of one clip's log-mel spectrogram (4, n_mels, frames)."""
+        values = db.cpu().flatten(1).double()  # on the CPU, as MPS has no float64
+        self.count += values.shape[1]
+        self.sums += values.sum(1)
+        self.squares += values.square().sum(1)
+
+    def merge(self, other: "RunningStats") -> None:
+        """Adds what another process has accumulated."""
+        self.count += other.count
+        self.sums += other.sums
+        self.squares += other.squares
+
+    def mean_and_std(self) -> ChannelStats:
+        """(means, standard deviations) of the 4 channels in dB; a constant channel has std 1."""
+        mean = self.sums / self.count
+        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        return mean.tolist(), [s if s > 1e-3 else 1.0 for s in std.tolist()]

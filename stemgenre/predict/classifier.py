@@ -1,0 +1,320 @@
+"""The genre of any audio file, with a trained model: what predict.py and other programs use.
+
+from stemgenre import Classifier
+prediction = Classifier.load("best_model.pth").predict("song.mp3")
+print(prediction.genre, prediction.confidence)
+
+A file that is longer than the model's clips is classified in windows of that length, half
+overlapping; their probabilities are averaged. Stems come block by block (separation.separate) and
+windows are cut from them as they come, so that memory does not grow with a file's length.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from stemgenre.data.find_files import clip_names
+from stemgenre.errors import ClipError, UserError
+from stemgenre.predict.prediction import Prediction, Segment
+from stemgenre.prefetch import batch_values, prefetch
+from stemgenre.runtime import MicroBatch, pick_device
+from stemgenre.separation.cache import CacheError, StemCache, cached_blocks
+from stemgenre.separation.demucs_model import Separator
+from stemgenre.separation.separate import EndOfFile, EntryWriter, separate_files
+from stemgenre.settings import SeparationSettings, load_settings
+from stemgenre.training import checkpoint
+from stemgenre.training.inference import LoadedModel, amp_type, load_model, stems_to_logits
+
+log = logging.getLogger(__name__)
+
+SILENT_PEAK = 1e-4  # of full scale, -80 dB: windows that are never louder are left out
+READ_AHEAD = 2  # blocks of cached stems read while another is classified
+NOT_DEMUCS = ("synthesised",)  # what the demo's stems are recorded as separated by
+TAIL = 0.1  # of the step from window to window: so much at the end of a file may be left out
+
+
+@dataclass(frozen=True)
+class _Window:
+    start: float  # s
+    end: float
+    stems: torch.Tensor  # (4, samples)
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """A classified window: probabilities (classes,), and the peak of the stems that it shows."""
+
+    start: float  # s
+    end: float
+    probabilities: torch.Tensor
+    peak: float
+
+
+@dataclass
+class _File:
+    """A file on its way, and the results of its windows."""
+
+    path: Path
+    cutter: "WindowCutter"
+    blocks: Iterator[torch.Tensor] | None = None  # its cached stems
+    writer: EntryWriter | None = None
+    error: UserError | None = None
+    results: list[WindowResult] = field(default_factory=list)
+
+
+class Classifier:
+    """A trained model, ready to predict audio files."""
+
+    def __init__(
+        self,
+        trained: LoadedModel,
+        *,
+        separation: SeparationSettings,
+        device: torch.device,
+        stems: Path | str | None = None,
+        batch_size: int = 8,
+        use_amp: bool = True,
+        threads: int = 2,
+    ) -> None:
+        """See load(). `trained` is on the torch.device `device`."""
+        self.net, self.frontend = trained.net, trained.frontend
+        self.label_ids, self.label_names = trained.label_ids, trained.label_names
+        self.features = trained.frontend.features
+        self.separation, self.device, self.threads = separation, device, threads
+        self.micro_batch = MicroBatch(batch_size)
+        self.amp_dtype = amp_type(device, use_amp)
+        self.cache = stems and StemCache(
+            stems, model=separation.separation_model, sample_rate=self.features.sr
+        )
+        self._separator = None
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str | torch.device = "auto",
+        separation_model: str | None = None,
+        separation: SeparationSettings | None = None,
+        stems: Path | str | None = None,
+        batch_size: int = 8,
+        use_amp: bool = True,
+        threads: int = 2,
+    ) -> "Classifier":
+        """The Classifier of a best_model.pth.
+
+        device: as the setting DEVICE. separation_model: the Demucs model; without it the one that
+        `path` was trained with, or else that of `separation`, which has the other settings of the
+        separation. stems: a folder in which the stems are kept and found again. batch_size:
+        windows per forward pass. use_amp: autocast on CUDA. threads: files decoded at a time.
+        Raises UserError if the file is not there or does not hold a whole model. Demucs itself is
+        loaded when it is first needed.
+        """
+        if not isinstance(device, torch.device):
+            device = pick_device(device)
+        separation = separation or load_settings().separation
+        recorded = checkpoint.load(path, "model").get("separation_model")
+        name = separation_model or (None if recorded in NOT_DEMUCS else recorded)
+        if name:
+            separation = separation.model_copy(update={"separation_model": name})
+        return cls(
+            load_model(path, device),
+            separation=separation,
+            device=device,
+            stems=stems,
+            batch_size=batch_size,
+            use_amp=use_amp,
+            threads=threads,
+        )
+
+    def predict(
+        self, path: Path | str, *, progress: Callable[[float], None] | None = None
+    ) -> Prediction:
+        """The Prediction of one file. Raises UserError if it cannot be decoded or is silent."""
+        ((_, result),) = self.predict_all([path], progress=progress)
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+    def predict_all(
+        self, paths: list[Path | str], *, progress: Callable[[float], None] | None = None
+    ) -> Iterator[tuple[Path, Prediction | UserError]]:
+        """Yields (path, Prediction) of each file in order; for a bad file (path, UserError).
+
+        Short files share batches, so a result can come some files later. `progress` is called with
+        seconds of audio whenever more of it has been separated. Raises UserError for what stops
+        all files alike: no Demucs model, a full disk, not enough memory.
+        """
+        blocks = self._stem_blocks([Path(path) for path in paths])
+        windows = self._windows(blocks, progress or (lambda seconds: None))
+        results = batch_values(windows, _Window, self._classify, size=lambda: self.micro_batch.size)
+        for file, value in results:
+            if isinstance(value, EndOfFile):
+                yield file.path, file.error or self._prediction(file)
+            else:
+                file.results.append(value)
+
+    def _stem_blocks(self, paths):
+        """Yields (_File, stems) block by block of each file in order, then (_File, EndOfFile)."""
+
+        def cached(group):
+            for file in group:
+                try:
+                    for stems in file.blocks:
+                        yield file, stems
+                    yield file, EndOfFile()
+                except UserError as error:
+                    yield file, EndOfFile(error=error)
+
+        files = self._open(paths)
+        for is_cached, group in itertools.groupby(files, key=lambda file: file.blocks is not None):
+            if is_cached:
+                yield from prefetch(cached(group), depth=READ_AHEAD)
+            else:
+                separator = self._loaded_separator()
+                pairs = ((file, file.path) for file in group)
+                yield from separate_files(pairs, separator, threads=self.threads)
+
+    def _open(self, paths):
+        """Yields the _File of each path, with the blocks of its stems if they are cached."""
+        existing = list(filter(Path.is_file, dict.fromkeys(paths)))
+        names = clip_names(existing) if self.cache else existing
+        names = dict(zip(existing, names, strict=True))
+        for path in paths:
+            file = _File(path, WindowCutter(self.frontend.clip_samples))
+            if path not in names:
+                file.blocks = _failing(UserError(f"there is no file {path}"))
+            elif self.cache:
+                file.blocks = self._cached_blocks(path, names[path])
+                file.writer = None if file.blocks else EntryWriter(self.cache, names[path], path)
+            yield file
+
+    def _cached_blocks(self, path, clip):
+        """The blocks of a file's stems in the cache; None if it has to be separated."""
+        try:
+            if not self.cache.is_current(clip, path):
+                return None
+            blocks = cached_blocks(self.cache.path(clip), samples=self.frontend.clip_samples)
+            return itertools.chain([next(blocks)], blocks)
+        except CacheError as error:
+            log.warning("%s; it is separated again", error)
+            return None
+        except ClipError as error:
+            return _failing(error)
+
+    def _loaded_separator(self):
+        if self._separator is None:
+            self._separator = Separator(
+                self.separation, sample_rate=self.features.sr, device=self.device
+            )
+        return self._separator
+
+    def _windows(self, blocks, progress):
+        """Yields (_File, _Window) from the stems of each file, and keeps the stems if asked to."""
+        for file, value in blocks:
+            if not isinstance(value, EndOfFile):
+                stems = value.cpu()
+                if file.writer:
+                    file.writer.add(stems)
+                yield from self._cut(file, file.cutter.add(stems))
+                progress(stems.shape[1] / self.features.sr)
+                continue
+            file.error = value.error
+            if not file.error:
+                yield from self._cut(file, file.cutter.finish())
+            if file.writer:
+                self._keep(file, value.precision)
+            yield file, value
+
+    def _cut(self, file, windows):
+        sr = self.features.sr
+        for start, stems in windows:
+            yield file, _Window(start / sr, (start + stems.shape[1]) / sr, stems)
+
+    def _keep(self, file, precision):
+        """Writes the file's stems into the cache, if it was separated."""
+        try:
+            if file.error:
+                file.writer.close()
+            else:
+                file.writer.finish(precision)
+        except ClipError as error:
+            file.error = error
+
+    def _classify(self, windows):
+        """[WindowResult] of some windows; probabilities are NaN where the logits are not finite."""
+        logits = stems_to_logits(
+            self.net,
+            self.frontend,
+            [window.stems for window in windows],
+            micro_batch=self.micro_batch,
+            amp_dtype=self.amp_dtype,
+        ).cpu()
+        probabilities = logits.softmax(1)
+        probabilities[~logits.isfinite().all(1)] = torch.nan
+        peaks = [self.frontend.select_channels(window.stems).abs().max() for window in windows]
+        return [
+            WindowResult(window.start, window.end, row, peak.item())
+            for window, row, peak in zip(windows, probabilities, peaks, strict=True)
+        ]
+
+    def _prediction(self, file):
+        """The mean over the windows that are not silent, or over all if all are; a UserError."""
+        results = [r for r in file.results if r.peak > SILENT_PEAK] or file.results
+        mean = torch.stack([result.probabilities for result in results]).mean(0)
+        if not mean.isfinite().all():
+            return UserError(f"the model's output for {file.path} is NaN or infinite")
+        timeline = [Segment(r.start, r.end, *self._top(r.probabilities)) for r in results]
+        return Prediction(*self._top(mean), timeline)
+
+    def _top(self, probabilities):
+        """(genre, its probability, {genre: probability}) of probabilities (classes,)."""
+        best = probabilities.argmax().item()
+        named = dict(zip(self.label_names, probabilities.tolist(), strict=True))
+        return self.label_names[best], probabilities[best].item(), named
+
+
+def _failing(error):
+    """An iterator that raises `error`."""
+    raise error
+    yield
+
+
+class WindowCutter:
+    """Cuts stems that come block by block into windows of `samples`, half overlapping.
+
+    A file that is shorter gives one window as short as it is. The last window of a longer one ends
+    with the file, unless all but a TAIL is covered: a clip that is a little longer than a window
+    gives one window, its beginning, which is what the training pipeline sees.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.step = samples, max(1, samples // 2)
+        self.buffer, self.origin, self.next = torch.empty(4, 0), 0, 0
+
+    def add(self, stems: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """The windows [(first sample, stems)] that are whole with these further stems (4, n)."""
+        self.buffer = torch.cat([self.buffer.to(stems.dtype), stems], dim=1)
+        windows = []
+        while self.origin + self.buffer.shape[1] >= self.next + self.samples:
+            windows.append(self._window(self.next))
+            self.next += self.step
+        keep = max(0, self.next - self.step - self.origin)  # the last window may begin there
+        self.buffer, self.origin = self.buffer[:, keep:], self.origin + keep
+        return windows
+
+    def finish(self) -> list[tuple[int, torch.Tensor]]:
+        """The window that is left at the end of the file, if any, as a list."""
+        end = self.origin + self.buffer.shape[1]
+        if self.next == 0:
+            return [self._window(0)]
+        uncovered = end - (self.next - self.step + self.samples)
+        return [self._window(end - self.samples)] if uncovered > TAIL * self.step else []
+
+    def _window(self, start):
+        begin = start - self.origin
+        return start, self.buffer[:, begin : begin + self.samples].clone()

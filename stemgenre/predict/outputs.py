@@ -1,0 +1,112 @@
+"""Predictions -> rows on the console, a table in csv, json, and pictures of the genre over time."""
+
+import csv
+import io
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stemgenre.errors import UserError
+from stemgenre.files import atomic_write
+from stemgenre.predict.prediction import Prediction
+
+RUNNERS_UP = 3  # genres in a row after the top-1
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Creates the folders of the files to be written. Raises UserError if that fails."""
+    for path in filter(None, paths):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent} cannot be created: {error.strerror}") from None
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path} cannot be written; name a file in a folder of yours")
+
+
+class ConsoleTable:
+    """Rows of text in columns, printed one by one above the progress bar."""
+
+    def __init__(self, paths: list[Path], label_names: list[str]) -> None:
+        self.file_width = max([len("file"), *(len(str(path)) for path in paths)])
+        self.genre_width = max(len("genre"), *map(len, label_names))
+        if paths:
+            self._print("file", "genre", "confidence", "runners-up")
+
+    def show(self, path: Path, prediction: Prediction, *, timeline: bool) -> None:
+        """Prints a file's row and, for its timeline, one for each Segment."""
+        runners_up = prediction.top_k(1 + RUNNERS_UP)[1:]
+        others = ", ".join(f"{genre} {probability:.1%}" for genre, probability in runners_up)
+        self._print(str(path), prediction.genre, f"{prediction.confidence:.1%}", others)
+        for segment in prediction.timeline if timeline else ():
+            when = f"    {format_time(segment.start)} - {format_time(segment.end)}"
+            self._print(when, segment.genre, f"{segment.confidence:.1%}", "")
+
+    def _print(self, file, genre, confidence, others):
+        row = f"{file:<{self.file_width}}  {genre:<{self.genre_width}}  {confidence:>10}  {others}"
+        tqdm.write(row.rstrip())
+
+
+def format_time(seconds: float, _: object = None) -> str:
+    """Seconds as minutes and seconds: 1:05.0. Takes a second argument, to be an axis' formatter."""
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths % 600 // 10:02}.{tenths % 10}"
+
+
+def write_csv(
+    path: Path, predictions: list[tuple[Path, Prediction]], label_ids: dict[str, int]
+) -> None:
+    """Writes file, genre, label_id, confidence and every genre's probability of each file."""
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "genre", "label_id", "confidence", *label_ids])
+        for name, prediction in predictions:
+            genre = prediction.genre
+            probabilities = [f"{prediction.probabilities[label]:.6f}" for label in label_ids]
+            confidence = f"{prediction.confidence:.6f}"
+            writer.writerow([name, genre, label_ids[genre], confidence, *probabilities])
+
+
+def write_json(
+    path: Path,
+    predictions: list[tuple[Path, Prediction]],
+    failures: list[dict[str, str]],
+    label_ids: dict[str, int],
+) -> None:
+    """Writes {"label_ids": ..., "files": [...], "failed": [...]}, times in seconds."""
+    content = {
+        "label_ids": label_ids,
+        "files": [{"file": str(name), **asdict(prediction)} for name, prediction in predictions],
+        "failed": failures,
+    }
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def draw_timeline(path: Path, title: str, prediction: Prediction) -> None:
+    """Draws the genres' probabilities over time, stacked, as a PNG."""
+    from matplotlib.figure import Figure
+
+    segments = prediction.timeline
+    centers = [(segment.start + segment.end) / 2 for segment in segments]
+    times = [segments[0].start, *centers, segments[-1].end]
+    genres = [genre for genre, _ in prediction.top_k()]
+    rows = [
+        [segment.probabilities[genre] for segment in (segments[0], *segments, segments[-1])]
+        for genre in genres
+    ]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.stackplot(times, rows, labels=genres)
+    axes.set(title=title, xlabel="minutes", ylabel="probability", ylim=(0, 1))
+    axes.set_xlim(times[0], times[-1])
+    axes.xaxis.set_major_formatter(format_time)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    with atomic_write(path) as file:
+        file.write(picture.getbuffer())

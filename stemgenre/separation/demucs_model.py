@@ -1,0 +1,260 @@
+"""Demucs: its models, loaded without running what is in a file, and waves -> stems.
+
+The only module that imports demucs, and only when a model is loaded.
+"""
+
+import fractions
+import hashlib
+import math
+import pickle
+import re
+from pathlib import Path
+
+import torch
+
+from stemgenre.errors import UserError, first_line
+from stemgenre.files import sha256
+from stemgenre.runtime import MicroBatch, release_freed_memory
+from stemgenre.settings import STEMS, SeparationSettings
+
+WINDOW_BYTES = 1.5e9  # of GPU memory that one window of htdemucs may take, with a margin
+# What reading weights that are not whole raises, Demucs' ModelLoadingError (a RuntimeError) too.
+DAMAGED = (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, pickle.PickleError)
+
+
+class Separator:
+    """A Demucs model on a device: waves -> stems, a clip's stems whatever it is batched with.
+
+    On CUDA it computes in half precision (`half`, fp16 autocast); a wave whose stems overflow is
+    separated again in float32, it alone. Elsewhere it computes in float32. Raises UserError, with
+    the way out, if the model cannot be loaded.
+    """
+
+    def __init__(
+        self, separation: SeparationSettings, *, sample_rate: int, device: torch.device
+    ) -> None:
+        self.model = load_demucs(separation.separation_model, separation.separation_repo)
+        self.model.to(device).eval()
+        if device.type == "cpu":
+            for model in self.model.models:
+                _bound_memory(model)
+        self.overlap = separation.separation_overlap
+        self.sample_rate = sample_rate
+        self.device = device
+        self.half = device.type == "cuda"
+        size = _batch_size(separation.separation_batch, device)
+        self.micro_batch = MicroBatch(size, name="separation batch")
+
+    def stride(self) -> int:
+        """Samples from one window of apply_model to the next, at the model's own rate."""
+        segments = [model.segment for model in self.model.models]
+        return int((1 - self.overlap) * int(self.model.samplerate * min(segments)))
+
+    def windows(self, samples: int) -> int:
+        """How many windows Demucs takes for a wave of so many samples."""
+        return math.ceil(samples / self.stride())
+
+    def __call__(self, waves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
+        """[(stems, precision)] of waves, each (2, samples) at the model's own rate.
+
+        The waves must take the same number of windows. Stems are float32 (4, samples at
+        sample_rate) on the device, mono, in the order of STEMS; precision is "float16" or
+        "float32". Raises UserError if a single wave exceeds the GPU's memory.
+        """
+
+        def separate(size):
+            return [
+                result
+                for start in range(0, len(waves), size)
+                for result in self._separate(waves[start : start + size])
+            ]
+
+        too_large = (
+            "separating a single clip exceeds GPU memory; close other GPU programs or set "
+            "DEVICE=cpu"
+        )
+        return self.micro_batch.run(separate, len(waves), too_large=too_large)
+
+    def _separate(self, waves):
+        """[(stems, precision)] of one batch."""
+        stems = self._apply(waves, half=self.half)
+        if not self.half:
+            return [(clip, "float32") for clip in stems]
+        finite = torch.stack([clip.isfinite().all() for clip in stems]).tolist()
+        return [
+            (clip, "float16") if ok else (self._apply([wave], half=False)[0], "float32")
+            for clip, wave, ok in zip(stems, waves, finite, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _apply(self, waves, *, half):
+        """[stems] of waves with as many windows.
+
+        A wave is filled with zeros to whole windows, which costs nothing and lets clips of
+        slightly different length go through together without one changing the other.
+        """
+        import julius
+        from demucs.apply import apply_model
+
+        length = self.windows(max(wave.shape[-1] for wave in waves)) * self.stride()
+        mix = torch.stack([torch.nn.functional.pad(w, (0, length - w.shape[-1])) for w in waves])
+        mix = mix.to(self.device)
+        counts = torch.tensor([w.shape[-1] for w in waves], device=self.device)[:, None, None]
+        real = torch.arange(length, device=self.device) < counts
+        # Demucs' own normalisation (demucs.api), over the real samples of each wave.
+        mono = mix.mean(1, keepdim=True)
+        mean = mono.sum(2, keepdim=True) / counts
+        std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
+        mix = (mix - mean) / std * real
+        with torch.autocast(self.device.type, torch.float16, enabled=half):
+            stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+        order = [self.model.sources.index(stem) for stem in STEMS]
+        stems = stems[:, order].float().mean(2) * std
+        rates = self.model.samplerate, self.sample_rate
+        # One stem of all clips after the other: on a CPU this takes many times its output's memory.
+        stems = torch.stack([julius.resample_frac(s, *rates) for s in stems.unbind(1)], dim=1)
+        if self.device.type == "cpu":
+            release_freed_memory()
+        ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
+        return [clip[:, :end] for clip, end in zip(stems, ends, strict=True)]
+
+
+def _bound_memory(model):
+    """Lets `model` give back freed memory three times a window, where least of it is in use."""
+    model.register_forward_hook(release_freed_memory)
+    transformer = getattr(model, "crosstransformer", None)  # between encoder and decoder
+    if transformer is not None:
+        transformer.register_forward_pre_hook(release_freed_memory)
+        transformer.register_forward_hook(release_freed_memory)
+
+
+def _batch_size(separation_batch, device):
+    """SEPARATION_BATCH as a number. On a CPU 1: there larger batches are not faster."""
+    if separation_batch != "auto":
+        return separation_batch
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(32, int(free / WINDOW_BYTES)))
+
+
+def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
+    """The Demucs model `name`, a BagOfModels, from its hub or from the local folder `repo`.
+
+    The folder holds what the hub's repository holds, `name`.yaml and the .safetensors that it
+    names; or the .th files of older downloads, which are read without running what they contain.
+    Raises UserError if it cannot be found, downloaded or loaded, or separates other stems.
+    """
+    from demucs.apply import BagOfModels
+
+    folder = Path(repo) if repo else None
+    if folder and not folder.is_dir():
+        raise UserError(
+            f"SEPARATION_REPO={repo} is not a folder; put {name}.yaml and its weights there"
+        )
+    bag = _read_bag(folder, name)
+    models = [_load_weights(_repo_file(folder, name, signature)) for signature in bag["models"]]
+    model = BagOfModels(models, bag.get("weights"), bag.get("segment"))
+    if sorted(model.sources) != sorted(STEMS):
+        raise UserError(
+            f"SEPARATION_MODEL={name} separates {', '.join(model.sources)}; "
+            f"a model for {', '.join(STEMS)} is needed, such as htdemucs"
+        )
+    return model
+
+
+def _read_bag(folder, name):
+    """The yaml of a bag of models: which weights it has, and how they are mixed."""
+    import yaml
+
+    path = _repo_file(folder, name, name, suffixes=(".yaml",), required=folder is None)
+    if path is None:
+        return {"models": [name]}  # a single model, called by its signature
+    try:
+        bag = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a Demucs model's yaml: {error}") from None
+    if not isinstance(bag, dict) or not isinstance(bag.get("models"), list) or not bag["models"]:
+        raise UserError(f"{path} is not a Demucs model's yaml: it names no models")
+    signatures = [str(signature) for signature in bag["models"]]
+    for signature in signatures:
+        if not re.fullmatch(r"[\w-]+", signature):  # a name, never a path
+            raise UserError(f"{path} names the model {signature!r}, which is not a plain name")
+    return bag | {"models": signatures}
+
+
+def _repo_file(folder, name, stem, *, suffixes=(".safetensors", ".th"), required=True):
+    """A file of the model's repository: in `folder`, or downloaded from the hub once."""
+    if folder is None:
+        return _download(name, stem + suffixes[0])
+    for suffix in suffixes:
+        for path in (folder / (stem + suffix), *sorted(folder.glob(f"{stem}-*{suffix}"))):
+            if path.is_file():
+                return path
+    if required:
+        raise UserError(
+            f"{folder} holds no {stem}{' or '.join(suffixes)}; SEPARATION_REPO needs "
+            f"{name}.yaml and the weights that it names"
+        )
+    return None
+
+
+def _download(name, file_name):
+    """The local path of a file of the hub's repository of the model, checked against its hash."""
+    from demucs.hf import DEFAULT_NAMESPACE, hf_repo_name
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(f"{DEFAULT_NAMESPACE}/{hf_repo_name(name)}", file_name))
+    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
+        raise UserError(
+            f"the Demucs model {name} cannot be downloaded ({type(error).__name__}). "
+            f"Without a network, set SEPARATION_REPO to a folder with {name}.yaml and the "
+            f".safetensors that it names, "
+            f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
+        ) from None
+    blob = path.resolve()  # the hub's cache names each file by its hash
+    if blob.name not in (sha256(blob), _git_hash(blob)):
+        blob.unlink()
+        raise UserError(f"{file_name} was not downloaded whole and has been removed; run again")
+    return path
+
+
+def _git_hash(path):
+    """The SHA-1 that git gives to a file, by which the hub knows small ones."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _load_weights(path):
+    """One Demucs model from its file. Nothing in it is run: classes come from a fixed list."""
+    from demucs import demucs, hdemucs, htdemucs
+    from demucs.hf import load_safetensors_model
+    from demucs.repo import check_checksum
+    from demucs.states import load_model
+    from safetensors import SafetensorError, safe_open
+
+    classes = (htdemucs.HTDemucs, hdemucs.HDemucs, demucs.Demucs)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+            known = {f"{kind.__module__}.{kind.__name__}" for kind in classes}
+            if meta.get("klass") not in known or "structure" in meta:
+                raise UserError(
+                    f"{path} is not a plain Demucs model: its class is {meta.get('klass')}"
+                )
+            return load_safetensors_model(path)
+        if "-" in path.stem:
+            check_checksum(path, path.stem.rsplit("-", 1)[1])
+        with torch.serialization.safe_globals([*classes, fractions.Fraction]):
+            package = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(package, dict) or package.get("klass") not in classes:
+            raise UserError(f"{path} is not a Demucs model")
+        return load_model(package)
+    except (*DAMAGED, SafetensorError) as error:
+        reason = first_line(error) if str(error).strip() else "it is damaged"
+        raise UserError(
+            f"{path} cannot be loaded as a Demucs model: {reason}; download it again, "
+            "best as .safetensors"
+        ) from None

@@ -1,0 +1,186 @@
+"""Checkpoints and models on disk: written atomically, read without running what is in them."""
+
+import contextlib
+import io
+import logging
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from stemgenre.errors import UserError, first_line
+from stemgenre.files import atomic_write
+from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
+
+log = logging.getLogger(__name__)
+
+FORMAT = 3
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+# raised by using what a file holds, if that is incomplete or of the wrong type or shape
+
+
+@dataclass
+class TrainState:
+    """How far a run has come: what a checkpoint holds beside the weights and the optimiser."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimiser steps done in the current epoch
+    sums: dict = field(default_factory=dict)  # over these steps: values and seconds
+    history: list = field(default_factory=list)  # a row of metrics.csv per finished epoch
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = float("inf")
+
+    def is_better(self, accuracy: float, loss: float) -> bool:
+        """Whether the validation accuracy is higher, or the same with a lower loss."""
+        return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+
+
+def save(path: Path, kind: str, content: dict[str, Any], *, previous: Path | None = None) -> None:
+    """Writes `content` (tensors and plain values) atomically, as a "checkpoint" or a "model".
+
+    With `previous`, the file that is replaced stays under that name. Raises UserError if it cannot
+    be written.
+    """
+    data = io.BytesIO()  # on a full disk, torch.save into the file raises errors of its own
+    torch.save({"format": FORMAT, "kind": kind, **content}, data)
+    with atomic_write(path, previous=previous) as file:
+        file.write(data.getbuffer())
+
+
+def load(path: Path | str, kind: str) -> dict[str, Any]:
+    """The content of a file that save() wrote, on the CPU.
+
+    Raises UserError if it is missing, damaged, of another kind, or of an unknown format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no {kind} {path}")
+    content = load_tensors(path, f"a {kind}")
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path} is not a {kind} of this program")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has the {kind} format {content.get('format')}; this program reads "
+            f"format {FORMAT}: use the version that wrote it"
+        )
+    return content
+
+
+def load_tensors(path: Path | str, what: str) -> Any:
+    """What torch.save wrote to `path`, on the CPU, without running any code in it.
+
+    Raises UserError, which calls it `what`, for a file that cannot be read or is damaged.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) == b"PK":
+                _check_archive(file)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        reason = first_line(error, max_length=120)
+        raise UserError(f"{path} cannot be read as {what}: {reason}") from None
+
+
+def _check_archive(file):
+    """Raises ValueError or BadZipFile for what torch.load would not notice: sizes and CRCs."""
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(info.file_size for info in archive.infolist())
+        if claimed > file.seek(0, io.SEEK_END):  # torch.save does not compress
+            raise ValueError(f"it claims to hold {claimed} bytes")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+
+
+def previous_path(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept: checkpoint.previous.pth."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_run(path: Path, content: dict[str, Any], *, first: bool) -> None:
+    """Writes a run's checkpoint; the one before it stays until the next.
+
+    The `first` of a run replaces those of another run. Raises UserError if it cannot be written.
+    """
+    previous = previous_path(path)
+    if first:
+        with contextlib.suppress(OSError):  # save() names a folder that cannot be written
+            previous.unlink(missing_ok=True)
+    save(path, "checkpoint", content, previous=None if first else previous)
+
+
+def load_run(path: Path) -> tuple[Path, dict[str, Any]]:
+    """(path, content) of a run's newest readable checkpoint: the one at `path`, or the previous.
+
+    Raises UserError if neither can be read.
+    """
+    try:
+        return path, load(path, "checkpoint")
+    except UserError as error:
+        previous = previous_path(path)
+        if not previous.is_file():
+            raise
+        content = load(previous, "checkpoint")
+        log.warning("%s; the previous one is used, %s", error, previous)
+        return previous, content
+
+
+def load_resume_checkpoint(
+    settings: Settings, run_signature: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The content of the checkpoint to resume from; None for a run that starts from scratch.
+
+    Raises UserError if RESUME_FROM_CHECKPOINT=True and there is none that fits the run.
+    """
+    path = settings.paths.output(settings.paths.checkpoint_file)
+    if not settings.train.resume_from_checkpoint:
+        if path.is_file() or previous_path(path).is_file():
+            log.warning(
+                "%s of an earlier run will be replaced after the first epoch; "
+                "RESUME_FROM_CHECKPOINT=True resumes that run instead",
+                path,
+            )
+        return None
+    path, saved = load_run(path)
+    if missing := {"run_signature", "train_state", "weights", "channel_stats"} - saved.keys():
+        raise UserError(f"{path} is not a complete checkpoint: it has no {min(missing)}")
+    check_signature(path, saved["run_signature"], run_signature)
+    return saved
+
+
+def run_signature(
+    settings: Settings, train_clips: pd.DataFrame, *, label_names: list[str], label_ids: list[int]
+) -> dict[str, Any]:
+    """{name: plain value} of what a checkpoint must have in common with the run that resumes it."""
+    return {
+        "labels": dict(zip(label_names, label_ids, strict=True)),
+        "training clips": sorted(train_clips["clip"]),
+        "SEED": settings.machine.seed,
+        "TEST_SIZE": settings.data.test_size,
+        "BATCH_SIZE": settings.train.batch_size,
+        "FREEZE_STAGES": settings.model.freeze_stages,
+        "FROZEN_BATCHNORM": settings.model.frozen_batchnorm,
+        "model": "efficientnet_b3",
+        "SEPARATION_MODEL": settings.separation.separation_model,
+        **{name.upper(): value for name, value in settings.features.model_dump().items()},
+    }
+
+
+def check_signature(path: Path | str, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises UserError, with a line for each difference, unless a checkpoint fits this run."""
+    defaults = read_settings_file(CONFIG_FILE)  # of settings newer than the checkpoint
+    lines = []
+    for name in {**current, **saved}:
+        was, now = saved.get(name, defaults.get(name)), current.get(name)
+        if was != now:
+            if isinstance(was, list | dict) or isinstance(now, list | dict):
+                was, now = f"{len(was or ())} of them", f"{len(now or ())}, not the same"
+            lines.append(f"    {name}: {was} in the checkpoint, {now} here")
+    if lines:
+        raise UserError(
+            f"{path} does not fit this run:\n" + "\n".join(lines) + "\n"
+            "set these back, or start from scratch with RESUME_FROM_CHECKPOINT=False"
+        )

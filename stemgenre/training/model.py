@@ -1,0 +1,142 @@
+"""torchvision's EfficientNet-B3 with a four-channel first convolution and the genre head."""
+
+import pickle
+
+import torch
+from torch import nn
+from torchvision.models import EfficientNet, EfficientNet_B3_Weights, efficientnet_b3
+
+from stemgenre.errors import UserError, first_line
+from stemgenre.settings import ModelSettings
+from stemgenre.training.checkpoint import load_tensors
+
+WEIGHTS = EfficientNet_B3_Weights.IMAGENET1K_V1
+
+
+def build_backbone(stochastic_depth: float) -> EfficientNet:
+    """torchvision's EfficientNet-B3 (Tan and Le, 2019) with new weights, for RGB images."""
+    return efficientnet_b3(weights=None, stochastic_depth_prob=stochastic_depth)
+
+
+class GenreNet(nn.Module):
+    """EfficientNet with a genre head: images (B, 4, S, S) -> logits (B, num_classes).
+
+    The first `freeze_stages` of the nine stages are not trained. Their BatchNorm follows the
+    statistics of the images ("adapt") or stays as it is ("fixed").
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        freeze_stages: int = 0,
+        frozen_batchnorm: str = "adapt",
+        head_dropout: tuple[float, float] = (0.5, 0.3),
+        stochastic_depth: float = 0.2,
+    ):
+        super().__init__()
+        backbone = build_backbone(stochastic_depth)
+        self.features = backbone.features
+        self.avgpool = backbone.avgpool
+        self.classifier = nn.Sequential(
+            nn.Dropout(head_dropout[0]),
+            nn.Linear(backbone.classifier[-1].in_features, 512),
+            nn.ReLU(),
+            nn.Dropout(head_dropout[1]),
+            nn.Linear(512, num_classes),
+        )
+        self.freeze_stages = freeze_stages
+        self.frozen_batchnorm = frozen_batchnorm
+        self.features[0][0] = widen(self.features[0][0], in_channels=4)
+        for parameter in self.features[:freeze_stages].parameters():
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "GenreNet":
+        """Frozen stages stay in evaluation mode, except a BatchNorm that adapts."""
+        super().train(mode)
+        if mode:
+            self.features[: self.freeze_stages].eval()
+            if self.frozen_batchnorm == "adapt":
+                for module in self.features[: self.freeze_stages].modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.train()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_classes) of images (B, 4, S, S)."""
+        with torch.no_grad():  # stores no activations of frozen stages
+            frozen = self.features[: self.freeze_stages](images)
+        features = self.features[self.freeze_stages :](frozen)
+        return self.classifier(self.avgpool(features).flatten(1))
+
+
+def widen(convolution: nn.Conv2d, *, in_channels: int) -> nn.Conv2d:
+    """A three-channel convolution for more: its kernels, then their mean for the other channels."""
+    wide = nn.Conv2d(
+        in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        convolution.padding,
+        bias=False,
+    )
+    with torch.no_grad():
+        wide.weight[:, :3] = convolution.weight
+        wide.weight[:, 3:] = convolution.weight.mean(1, keepdim=True)
+    return wide
+
+
+def build_model(
+    model_settings: ModelSettings, *, num_classes: int, seed: int, resuming: bool = False
+) -> GenreNet:
+    """A GenreNet to train, from ImageNet weights if PRETRAINED=True.
+
+    New weights are a pure function of `seed`. A run that is `resuming` takes its weights from the
+    checkpoint, and none are loaded here. Raises UserError, and never falls back to random weights,
+    if the ImageNet weights cannot be loaded.
+    """
+    torch.manual_seed(seed)
+    net = GenreNet(
+        num_classes,
+        freeze_stages=model_settings.freeze_stages,
+        frozen_batchnorm=model_settings.frozen_batchnorm,
+        head_dropout=model_settings.head_dropout,
+        stochastic_depth=model_settings.stochastic_depth,
+    )
+    if model_settings.pretrained and not resuming:
+        state = imagenet_weights(model_settings.weights_file)
+        backbone = build_backbone(model_settings.stochastic_depth)
+        try:
+            backbone.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            source = model_settings.weights_file or WEIGHTS.url
+            raise UserError(
+                f"{source} does not hold EfficientNet-B3: {first_line(error)}"
+            ) from None
+        backbone.features[0][0] = widen(backbone.features[0][0], in_channels=4)
+        net.features.load_state_dict(backbone.features.state_dict())
+    return net
+
+
+def imagenet_weights(weights_file: str | None = None) -> dict[str, torch.Tensor]:
+    """The state_dict of torchvision's EfficientNet-B3, from a file, or downloaded once.
+
+    Raises UserError, with the ways to get them, if the weights cannot be loaded.
+    """
+    name = WEIGHTS.url.rsplit("/", 1)[1]
+    way_out = (
+        f"Download {WEIGHTS.url} on a machine with internet access and set WEIGHTS_FILE to it, or "
+        f"put it into {torch.hub.get_dir()}/checkpoints; TORCH_HOME moves that folder. "
+        "PRETRAINED=False trains from scratch"
+    )
+    try:
+        if weights_file:
+            return load_tensors(weights_file, "ImageNet weights")
+        return WEIGHTS.get_state_dict(progress=False, check_hash=True)
+    except UserError as error:
+        raise UserError(f"WEIGHTS_FILE: {error}. {way_out}") from None
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = first_line(error)
+        raise UserError(
+            f"the ImageNet weights {name} cannot be loaded ({reason}). {way_out}"
+        ) from None

@@ -1,0 +1,386 @@
+"""The training loop: epochs, steps, micro-batches; validation, best model, checkpoints.
+
+Whatever is random in a step (augmentation, dropout, stochastic depth) is a pure function of
+(SEED, epoch, step): a run that is interrupted and resumed is the same run.
+"""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from stemgenre.errors import Interrupted, UserError, first_line
+from stemgenre.features.augmentation import sample_params
+from stemgenre.features.log_mel import Frontend
+from stemgenre.files import atomic_write
+from stemgenre.runtime import MicroBatch, Runtime, derive_seed, to_device
+from stemgenre.settings import Settings
+from stemgenre.training import checkpoint
+from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.inference import amp_type, autocast, compute_logits
+from stemgenre.training.model import GenreNet
+from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains `net`: fit() runs until EPOCHS or PATIENCE ends it, train_epoch() is one epoch.
+
+    `frontend` has the channel statistics. `train_clips` and `valid_clips` are tables with the
+    columns clip, file_name and target; a clip's augmentation depends on its index in the table.
+    `run_signature` is what a checkpoint must have in common with this run.
+    """
+
+    def __init__(
+        self,
+        net: GenreNet,
+        frontend: Frontend,
+        loader: StemLoader,
+        *,
+        train_clips: pd.DataFrame,
+        valid_clips: pd.DataFrame,
+        label_names: list[str],
+        label_ids: list[int],
+        settings: Settings,
+        runtime: Runtime,
+        run_signature: dict[str, Any],
+    ):
+        options, device = settings.train, runtime.device
+        self.frontend, self.loader = frontend, loader
+        self.train_clips, self.valid_clips = train_clips, valid_clips
+        self.label_names, self.label_ids = label_names, label_ids
+        self.settings, self.runtime, self.run_signature = settings, runtime, run_signature
+        self.clip_indices = train_clips.index.tolist()
+        self.targets = train_clips["target"].to_numpy()
+
+        self.net = net.to(device, memory_format=torch.channels_last)
+        self.ddp_net = DistributedDataParallel(net) if runtime.world_size > 1 else net
+        self.compiled_net = maybe_compile(self.ddp_net, options.compile)
+        self.trainable = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trainable,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, options.epochs, eta_min=options.min_lr
+        )
+        self.amp_dtype = amp_type(device, options.use_amp)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+        auto = options.micro_batch == "auto"
+        self.micro_batch = MicroBatch(options.batch_size if auto else options.micro_batch)
+
+        self.state = TrainState()
+        self.saved_at = time.monotonic()
+        self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
+
+    def fit(self, *, after_epoch: Callable[[TrainState, torch.Tensor], None]) -> TrainState:
+        """Trains to the end; returns how far the run has come. Raises Interrupted once it is saved.
+
+        Calls after_epoch(state, logits of the validation clips) when an epoch is saved.
+        """
+        options, state, runtime = self.settings.train, self.state, self.runtime
+        while state.epoch < options.epochs:
+            if state.history and state.epoch - state.best_epoch >= options.patience:
+                log.info(
+                    "no better validation accuracy for %d epochs: stopped early", options.patience
+                )
+                break
+            self.train_epoch()
+            started = time.monotonic()
+            for buffer in self.net.buffers() if runtime.world_size > 1 else ():
+                torch.distributed.broadcast(buffer, 0)  # BatchNorm's statistics
+            logits = compute_logits(
+                self.net,
+                self.frontend,
+                self.loader,
+                self.valid_clips,
+                micro_batch=self.micro_batch,
+                amp_dtype=self.amp_dtype,
+                runtime=runtime,
+            )  # (clips, classes)
+            row = self._metrics(logits, seconds=time.monotonic() - started)
+            self.scheduler.step()
+            state.history.append(row)
+            state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+            better = state.is_better(row["valid_accuracy"], row["valid_loss"])
+            if better:
+                state.best_epoch = state.epoch
+                state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
+                self._save_best_model()
+            if runtime.is_main:
+                write_metrics(self.settings.paths.output("metrics.csv"), state.history)
+            log_epoch(row, epochs=options.epochs, better=better)
+            self.save()
+            after_epoch(state, logits)
+            if runtime.sync_stop():
+                self._interrupt(runtime.stop.signal_number)
+        return state
+
+    def train_epoch(self) -> None:
+        """Takes the remaining steps of the current epoch. Raises Interrupted once saved."""
+        options, state, runtime = self.settings.train, self.state, self.runtime
+        seed, device = self.settings.machine.seed, runtime.device
+        batches = epoch_batches(
+            self.train_clips, batch_size=options.batch_size, seed=seed, epoch=state.epoch
+        )
+        rank_batches = [batch[runtime.rank :: runtime.world_size] for batch in batches]
+        sums = torch.zeros(3, device=device)  # loss, correct clips, gradient norm
+        if runtime.is_main and state.sums:
+            sums += torch.tensor(state.sums["values"], device=device)
+        finite = torch.ones(len(batches), dtype=torch.bool, device=device)  # loss and gradients
+        started = time.monotonic() - state.sums.get("seconds", 0.0)
+        self.ddp_net.train()
+        for positions, stems in tqdm(
+            self.loader.batches(self.train_clips, rank_batches[state.step :]),
+            initial=state.step,
+            total=len(batches),
+            desc=f"epoch {state.epoch + 1}/{options.epochs}",
+            unit="batch",
+            leave=False,
+            disable=not runtime.is_main,
+        ):
+            batch_clips = len(batches[state.step])  # on all ranks
+            loss, correct = self.micro_batch.run(
+                functools.partial(self._forward_backward, positions, stems, batch_clips),
+                len(stems),
+                too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
+                "FREEZE_STAGES",
+            )
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.trainable, options.gradient_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.scaler.is_enabled():  # skips a step whose gradients overflow
+                norm = torch.where(norm.isfinite(), norm, 0.0)
+            finite[state.step] = loss.isfinite() & norm.isfinite()
+            sums += torch.stack([loss, correct, norm / runtime.world_size])
+            state.step += 1
+            self.on_step(state.step)
+            due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
+            due, stop_signal = runtime.all_reduce_max(int(due), runtime.stop.signal_number)
+            if (due or stop_signal) and state.step < len(batches):
+                self._store_sums(sums, started, finite, rank_batches)
+                self.save()
+                if stop_signal:
+                    self._interrupt(stop_signal)
+        self._store_sums(sums, started, finite, rank_batches)
+
+    def _forward_backward(self, positions, stems, batch_clips, size):
+        """(loss, correct) summed over this rank's clips of a batch, whose gradients it computes.
+
+        In micro-batches of at most `size` clips. If it fails, because memory runs out or
+        torch.compile does not work here, it leaves everything as it was and can be repeated.
+        """
+        state, seed, device = self.state, self.settings.machine.seed, self.runtime.device
+        world_size = self.runtime.world_size
+        sample = functools.partial(
+            sample_params, self.settings.augment, seed=seed, epoch=state.epoch
+        )
+        params = [sample(clip_index=self.clip_indices[i]) for i in positions]
+        targets = to_device(torch.from_numpy(self.targets[positions]), device)
+        buffers = [buffer.clone() for buffer in self.net.buffers()]  # BatchNorm's statistics
+        torch.manual_seed(derive_seed(seed, state.epoch, state.step, self.runtime.rank, 3))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = correct = torch.zeros((), device=device)
+        try:
+            for part in split_evenly(len(stems), size):
+                images = self.frontend(stems[part], params[part])  # (size, 4, S, S)
+                images = images.to(memory_format=torch.channels_last)
+                more = part.stop < len(stems) and world_size > 1
+                with self.ddp_net.no_sync() if more else contextlib.nullcontext():
+                    with autocast(device, self.amp_dtype):
+                        logits = self.compiled_net(images)  # (size, classes)
+                    part_loss = nn.functional.cross_entropy(
+                        logits.float(), targets[part], reduction="sum"
+                    )
+                    # The mean is over the batch of all ranks, of which DDP averages the gradients.
+                    self.scaler.scale(part_loss * world_size / batch_clips).backward()
+                loss = loss + part_loss.detach()
+                correct = correct + (logits.argmax(1) == targets[part]).sum()
+            return loss, correct
+        except RuntimeError as error:
+            for buffer, before in zip(self.net.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            if isinstance(error, torch.OutOfMemoryError):
+                if world_size == 1:
+                    raise  # to self.micro_batch, which repeats the step
+                raise UserError(  # the other ranks are waiting for this step's gradients
+                    f"GPU out of memory with {min(size, len(stems))} clips per forward pass; set "
+                    "MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
+                ) from None
+            if self.compiled_net is self.ddp_net:
+                raise
+            reason = first_line(getattr(error, "inner_exception", error))
+        log.warning("COMPILE=True: torch.compile failed (%s); training continues without", reason)
+        self.compiled_net = self.ddp_net
+        images = logits = part_loss = None  # frees the failed step's memory
+        return self._forward_backward(positions, stems, batch_clips, size)
+
+    def on_step(self, step: int) -> None:
+        """Does nothing; called after the `step`-th step of an epoch. A hook for tests and tools."""
+
+    def _store_sums(self, sums, started, finite, rank_batches):
+        """Puts the sums over the epoch's steps, of all ranks, into the state.
+
+        Waits for the device. Raises UserError on every rank, so before anything is saved, if a step
+        of any rank (see `finite`) or the weights are NaN or infinite.
+        """
+        epoch, found = self.state.epoch + 1, ()
+        finite = finite.tolist()
+        if not all(finite):
+            step = finite.index(False)
+            names = self.train_clips["file_name"].iloc[rank_batches[step]].tolist()
+            clips = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            where = f"epoch {epoch}, batch {step + 1} of {len(finite)} (clips {clips})"
+            found = (step, f"the loss became NaN or infinite in {where}")
+        elif not all_finite(self.net):
+            step = self.state.step
+            where = f"epoch {epoch} after batch {step} of {len(finite)}"
+            found = (step, f"the weights became NaN or infinite in {where}")
+        gathered = self.runtime.all_gather((found, sums.tolist()))
+        if failures := [found for found, _ in gathered if found]:
+            raise UserError(
+                f"{min(failures)[1]}; the last good checkpoint is kept. Resume with "
+                "LOAD_SCHEDULER_STATE=False and a lower LR, or with USE_AMP=False"
+            )
+        values = [sum(column) for column in zip(*(sums for _, sums in gathered), strict=True)]
+        self.state.sums = {"values": values, "seconds": time.monotonic() - started}
+
+    def _metrics(self, logits, *, seconds):
+        """The row of metrics.csv for an epoch whose validation took so many `seconds`."""
+        targets = torch.tensor(self.valid_clips["target"].to_numpy())
+        loss, correct, norm = self.state.sums["values"]
+        return {
+            "epoch": self.state.epoch + 1,
+            "train_loss": loss / len(self.train_clips),
+            "train_accuracy": correct / len(self.train_clips),
+            "valid_loss": nn.functional.cross_entropy(logits, targets).item(),
+            "valid_accuracy": (logits.argmax(1) == targets).float().mean().item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm / self.state.step,
+            "seconds": self.state.sums["seconds"] + seconds,
+        }
+
+    @property
+    def _checkpoint_path(self):
+        return self.settings.paths.output(self.settings.paths.checkpoint_file)
+
+    def save(self) -> None:
+        """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
+        if self.runtime.is_main:
+            content = {
+                "run_signature": self.run_signature,
+                "train_state": vars(self.state),
+                "weights": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                **self.frontend.state(),
+            }
+            checkpoint.save_run(self._checkpoint_path, content, first=not self.owns_checkpoint)
+        self.owns_checkpoint, self.saved_at = True, time.monotonic()
+
+    def _save_best_model(self):
+        if self.runtime.is_main:
+            content = {
+                "weights": self.net.state_dict(),
+                "epoch": self.state.best_epoch,
+                "valid_accuracy": self.state.best_accuracy,
+                "label_ids": self.label_ids,
+                "label_names": self.label_names,
+                "separation_model": self.settings.separation.separation_model,
+                **self.frontend.state(),
+            }
+            path = self.settings.paths.output(self.settings.paths.best_model_file)
+            checkpoint.save(path, "model", content)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Resumes from the content of a checkpoint whose run_signature is this run's.
+
+        The optimiser and the scheduler resume as LOAD_OPTIMIZER_STATE and LOAD_SCHEDULER_STATE say;
+        a scheduler that does not restarts over the remaining epochs. Raises UserError if the
+        content is incomplete.
+        """
+        options = self.settings.train
+        try:
+            self.state = TrainState(**saved["train_state"])
+            self.net.load_state_dict(saved["weights"])
+            if options.load_optimizer_state:
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.scaler.load_state_dict(saved["scaler"])
+            if options.load_scheduler_state:
+                self.scheduler.load_state_dict(saved["scheduler"])
+                self.scheduler.T_max = options.epochs
+                (lr,) = self.scheduler.get_last_lr()
+                self.optimizer.param_groups[0]["lr"] = lr
+            else:
+                self.optimizer.param_groups[0].update(lr=options.lr, initial_lr=options.lr)
+                remaining = max(1, options.epochs - self.state.epoch)
+                self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+                    self.optimizer, remaining, eta_min=options.min_lr
+                )
+        except checkpoint.MALFORMED as error:
+            reason = first_line(error)
+            raise UserError(
+                f"{self._checkpoint_path} is not a complete checkpoint: {reason}"
+            ) from None
+        self.owns_checkpoint = True
+        log.info(
+            "resumed from epoch %d, step %d (%s)",
+            self.state.epoch + 1,
+            self.state.step,
+            self._checkpoint_path,
+        )
+
+    def _interrupt(self, signal_number):
+        log.info(
+            "stopped in epoch %d after step %d; saved in %s. To resume, run again with "
+            "RESUME_FROM_CHECKPOINT=True",
+            self.state.epoch + 1,
+            self.state.step,
+            self._checkpoint_path,
+        )
+        raise Interrupted(signal_number)
+
+
+def maybe_compile(net: nn.Module, enabled: bool) -> nn.Module:
+    """`net`, compiled by torch.compile at its first call if `enabled`.
+
+    Each batch size is compiled by itself, of which an epoch has two or three: static shapes run
+    faster than dynamic ones.
+    """
+    return torch.compile(net, dynamic=False) if enabled else net
+
+
+def all_finite(net: nn.Module) -> bool:
+    """Whether no weight and no statistic of `net` is NaN or infinite; waits for the device once."""
+    tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    """Writes metrics.csv: a row per finished epoch."""
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        pd.DataFrame(history).to_csv(file, index=False)
+
+
+def log_epoch(row: dict[str, float], *, epochs: int, better: bool) -> None:
+    """Logs a row of metrics.csv as one line."""
+    log.info(
+        "epoch %(epoch)3d/%(epochs)d  train loss %(train_loss).4f accuracy %(train_accuracy).3f  "
+        "valid loss %(valid_loss).4f accuracy %(valid_accuracy).3f  "
+        "lr %(learning_rate).1e  %(seconds).1f s%(best)s",
+        row | {"epochs": epochs, "best": "  best so far" if better else ""},
+    )

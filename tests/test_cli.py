@@ -1,0 +1,201 @@
+"""The scripts answer at once, explain their settings, keep a log, and exit as they ended."""
+
+import logging
+import re
+import resource
+
+import pytest
+from helpers import ROOT, run_python
+
+from stemgenre import cli
+from stemgenre.errors import UserError
+from stemgenre.settings import FIELDS, expected
+
+SCRIPTS = ("train.py", "predict.py", "eda.py", "export_separated_wav.py")
+STOP = "if runtime.sync_stop(): raise runtime.interrupted()"
+ENDINGS = {  # name: (what main does, exit code)
+    "well": (STOP, 0),
+    "user error": ('raise UserError("LR=0 is invalid")', 2),
+    "SIGINT": (f"os.kill(os.getpid(), signal.SIGINT)\n{STOP}", 130),
+    "SIGTERM": (f"os.kill(os.getpid(), signal.SIGTERM)\n{STOP}", 143),
+    "SIGINT twice": ("for _ in range(2): os.kill(os.getpid(), signal.SIGINT)", 130),
+    "internal error": ("assert False, 'a bug'", 1),
+}
+SCRIPT = """
+import os, signal, sys, warnings
+from pathlib import Path
+from stemgenre import cli
+from stemgenre.errors import UserError
+from stemgenre.runtime import start_runtime
+from stemgenre.settings import MachineSettings
+
+def main():
+    machine = MachineSettings.from_config(device="cpu")
+    with start_runtime(machine) as runtime:
+        cli.log_to_file(folder / "log.txt")
+        cli.log.info("started on %s", runtime.device)
+        warnings.warn("beware")
+        exec(ending)
+        cli.log.info("ended")
+
+for name, (ending, _) in ENDINGS.items():  # in forks: torch is imported once
+    folder = Path(sys.argv[1], name)
+    folder.mkdir()
+    if os.fork() == 0:
+        sys.stdout, sys.stderr = (folder / "stdout").open("w"), (folder / "stderr").open("w")
+        try:
+            cli.run_script(main)
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        sys.stdout.close(), sys.stderr.close()
+        os._exit(code)
+    _, status = os.wait()
+    (folder / "code").write_text(str(os.waitstatus_to_exitcode(status)))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{ending: (exit code, stdout, stderr, log file's text)} of a script that ends so."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = run_python("-c", f"ENDINGS = {ENDINGS!r}\n{SCRIPT}", folder)
+    assert done.returncode == 0, done.stderr
+    return {
+        name: (
+            int((folder / name / "code").read_text()),
+            *((folder / name / file).read_text() for file in ("stdout", "stderr", "log.txt")),
+        )
+        for name in ENDINGS
+    }
+
+
+@pytest.mark.parametrize(("name", "code"), [(name, end[1]) for name, end in ENDINGS.items()])
+def test_the_exit_code_says_how_it_ended(runs, name, code):
+    assert runs[name][0] == code
+
+
+def test_what_the_user_can_fix_is_one_line_without_a_traceback(runs):
+    assert runs["user error"][2] == "error: LR=0 is invalid\n"
+    for name in ("SIGINT", "SIGTERM", "SIGINT twice"):
+        assert "Traceback" not in runs[name][2]
+    assert "internal error, please report it" in runs["internal error"][2]
+    assert "a bug" in runs["internal error"][2]
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_the_log_file_has_what_the_console_showed(runs, name):
+    _, stdout, stderr, text = runs[name]
+    shown = (stdout + stderr).splitlines()
+    logged = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line) for line in text.splitlines()]
+    assert logged == shown
+    assert any(line.startswith("warning: ") and "beware" in line for line in shown)
+    assert "started on cpu" in shown
+
+
+def cpu_seconds(*arguments):
+    """(seconds of CPU time, exit code, output) of a Python process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_python(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_comes_at_once(script):
+    seconds, code, output = cpu_seconds(script, "--help")
+    assert (seconds < 2, code) == (True, 0)
+    assert all(name in output for name in FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train.py", "IMG_SIZ=3"), "did you mean IMG_SIZE?"),
+        (("train.py", "DATA_DIR=/nowhere"), "there is no data folder /nowhere"),
+        (("eda.py", "DATA_DIR=/nowhere"), "there is no data folder /nowhere"),
+        (("predict.py",), "nothing to predict"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named_at_once(arguments, said):
+    seconds, code, output = cpu_seconds(*arguments)
+    assert (seconds < 2, code) == (True, 2)
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_help_explains_every_setting_with_its_value_in_config():
+    lines = cli.settings_help().splitlines()
+    assert len(lines) == len(FIELDS)
+    for line in lines:
+        assert re.fullmatch(r"  [A-Z_0-9]+ = \S.*?  +\S.{5,}", line), line
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("EPOCHS = 7  # at most", ("EPOCHS", "7", "at most")),
+        ("LR = 2e-4  # AdamW's", ("LR", "2e-4", "AdamW's")),
+        ("DEVICE = '#1'  # 10 % of it, %s", ("DEVICE", "'#1'", "10 % of it, %s")),
+        ("TIME_STRETCH_RATES = (0.8, 1.2)", ("TIME_STRETCH_RATES", "(0.8, 1.2)", "")),
+    ],
+)
+def test_an_edited_config_is_described_as_it_is(tmp_path, line, shown):
+    path = tmp_path / "config.py"
+    path.write_text(f"# A section\n{line}\n")
+    assert cli.describe_settings(path) == [("A section", *shown)]
+
+
+def test_the_settings_page_is_what_its_command_makes():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == cli.settings_markdown(), "run: python -m stemgenre.cli > docs/settings.md"
+    for name in FIELDS:
+        assert f"| `{name}` | " in page
+        assert f" | {expected(name)} | " in page
+
+
+def test_settings_are_told_from_clip_names():
+    words = ["train_0", "SR=11025", "data/a=b.npz", "DATA_DIR=x=y", "recipes/demo.py", "x.npz"]
+    settings, others = cli.split_words(words)
+    assert settings == ["SR=11025", "DATA_DIR=x=y", "recipes/demo.py"]
+    assert others == ["train_0", "data/a=b.npz", "x.npz"]
+
+
+def test_the_demo_is_a_recipe_below_the_command_line():
+    settings = cli.parse_settings(["EPOCHS=1"], demo=True)
+    assert settings.paths.data_dir == "data/demo"
+    assert settings.train.epochs == 1
+    assert settings != cli.parse_settings(["EPOCHS=1"])
+
+
+@pytest.fixture
+def project_log(monkeypatch):
+    log = logging.getLogger("stemgenre")
+    monkeypatch.setattr(log, "handlers", [])
+    yield log
+    cli.close_log_file()
+
+
+def test_only_the_first_process_writes_the_log_file(tmp_path, project_log):
+    for rank in (0, 1):
+        cli.log_to_file(tmp_path / str(rank) / "log.txt", is_main=rank == 0)
+        project_log.error("a line")
+    assert "a line" in (tmp_path / "0" / "log.txt").read_text()
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_log_is_continued_by_the_next_run(tmp_path, project_log):
+    path = tmp_path / "log.txt"
+    path.write_text("earlier\n")
+    cli.log_to_file(path)
+    project_log.error("later")
+    cli.close_log_file()
+    project_log.error("too late")
+    assert re.fullmatch(r"earlier\n.*later\n", path.read_text())
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="OUTPUT_DIR"):
+        cli.log_to_file(tmp_path / "file" / "log.txt")

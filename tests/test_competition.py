@@ -1,0 +1,294 @@
+"""A dataset reads the same in every table format and folder layout.
+
+Labels belong to file names: no order of rows, columns or files moves a label to another clip.
+"""
+
+import hashlib
+import random
+import shutil
+
+import pytest
+from helpers import put_audio, put_table, run_python
+
+from stemgenre.data.competition import load_competition
+from stemgenre.data.find_files import clip_names, natural_key
+from stemgenre.errors import UserError
+
+GENRES = [("ロック", 7), ("blues", 0), ("jazz", 42)]  # neither alphabetical nor contiguous
+TRAIN = [(f"train_{n}.wav", GENRES[n % 3]) for n in range(12)]
+TEST = [f"test_{n}.wav" for n in (10, 2, 0, 1)]
+EXPECTED = {name: label for name, (label, _) in TRAIN}
+
+
+def load(folder, num_classes="auto"):
+    return load_competition(folder, num_classes=num_classes, cache_dir=folder / "separated")
+
+
+def train_labels(competition):
+    """{file name: genre} of the training clips."""
+    train = competition.train
+    return {
+        name: competition.label_names[target]
+        for name, target in zip(train["file_name"], train["target"], strict=True)
+    }
+
+
+def put_clips(folder):
+    put_audio(*(folder / "train_sound_1" / name for name, _ in TRAIN))
+    put_audio(*(folder / "test_sound_1" / name for name in TEST))
+
+
+def put_masters(folder, *, suffix=".tsv", order="as is", index=False, shuffle=0, **text_format):
+    """Writes the three tables; `text_format` is the separator, line end and encoding."""
+    train = [("file_name", "label_id"), *((name, genre[1]) for name, genre in TRAIN)]
+    labels = [("label_name", "label_id"), *GENRES]
+    tables = {"train_master": train, "label_master": labels}
+    for name, (header, *rows) in tables.items():
+        random.Random(shuffle).shuffle(rows)
+        rows = [header, *rows]
+        if order == "reversed":
+            rows = [row[::-1] for row in rows]
+        if index:
+            rows = [("" if n == 0 else n - 1, *row) for n, row in enumerate(rows)]
+        put_table(folder / (name + suffix), rows, **text_format)
+    put_table(folder / ("sample_submit" + suffix), [(name, 0) for name in TEST], **text_format)
+
+
+@pytest.fixture(scope="module")
+def competition(tmp_path_factory):
+    """The competition with tables in their usual format; read only."""
+    folder = tmp_path_factory.mktemp("competition")
+    put_clips(folder)
+    put_masters(folder)
+    return load(folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the audio; the test adds the tables."""
+    put_clips(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize(
+    "table_format",
+    [
+        {},
+        {"index": True},
+        {"order": "reversed"},
+        {"order": "reversed", "index": True},
+        {"shuffle": 5},
+        {"line_end": "\r\n"},
+        {"encoding": "utf-8-sig"},
+        {"encoding": "utf-16"},
+        {"encoding": "shift_jis", "line_end": "\r\n"},
+    ],
+    ids=str,
+)
+def test_every_table_format_gives_the_same_clips(data, suffix, separator, table_format):
+    put_masters(data, suffix=suffix, separator=separator, **table_format)
+    competition = load(data, num_classes=3)
+    assert train_labels(competition) == EXPECTED
+    assert competition.label_ids == [0, 7, 42]
+    assert competition.label_names == ["blues", "ロック", "jazz"]
+    assert competition.train["file_name"].tolist() == [name for name, _ in TRAIN]
+    assert competition.test["file_name"].tolist() == sorted(TEST, key=natural_key)
+    assert set(competition.test["target"]) == {-1}
+
+
+def test_every_clip_has_its_own_file_and_name_in_the_cache(competition):
+    for table in (competition.train, competition.test):
+        assert [path.name for path in table["path"]] == table["file_name"].tolist()
+        assert table["clip"].tolist() == [path.stem for path in table["path"]]
+
+
+def test_clips_are_in_natural_order(competition):
+    assert competition.test["file_name"].tolist() == [f"test_{n}.wav" for n in (0, 1, 2, 10)]
+    names = competition.train["file_name"].tolist()
+    assert names.index("train_2.wav") < names.index("train_10.wav")
+
+
+def test_the_natural_order_is_the_same_on_every_machine():
+    names = ["a10", "a2", "A3", "a02", "B1", "b", "2", "10", "a2b", "", "a²", "a٣"]
+    orders = {
+        tuple(sorted(random.Random(seed).sample(names, len(names)), key=natural_key))
+        for seed in range(30)
+    }
+    assert len(orders) == 1
+    (order,) = orders
+    assert order.index("a2") < order.index("A3") < order.index("a10")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{name}",
+        "sounds/{name}",
+        "train_sound_1/train_sound_1/{name}",
+        "テスト data/[a]/{name}",
+    ],
+)
+def test_audio_is_found_in_any_folder(tmp_path, place):
+    names = [name for name, _ in TRAIN] + TEST
+    put_audio(*(tmp_path / place.format(name=name) for name in names))
+    put_masters(tmp_path)
+    assert train_labels(load(tmp_path)) == EXPECTED
+
+
+def test_masters_may_include_the_folder(data):
+    put_masters(data)
+    rows = [("file_name", "label_id"), ("train_sound_1/train_0.wav", 7)]
+    put_table(data / "train_master.tsv", [*rows, ("train_sound_1\\train_1.wav", 0)])
+    assert [path.name for path in load(data).train["path"]] == ["train_0.wav", "train_1.wav"]
+
+
+@pytest.mark.parametrize("text", ["7", "7.0", " 7 ", "007", "7e0", "+7"])
+def test_a_label_id_may_be_any_notation_of_an_integer(data, text):
+    put_masters(data)
+    put_table(
+        data / "train_master.tsv",
+        [("file_name", "label_id"), ("train_0.wav", text), ("train_1.wav", 0)],
+    )
+    assert train_labels(load(data))["train_0.wav"] == "ロック"
+
+
+def test_further_columns_are_ignored(data):
+    put_masters(data)
+    put_table(
+        data / "train_master.tsv",
+        [("tempo", "Label_ID ", "artist", "FILE_NAME"), ("", 7, "", "train_0.wav")],
+    )
+    assert train_labels(load(data)) == {"train_0.wav": "ロック"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "file_column", "label_column"),
+    [
+        ([("test_2.wav", 0), ("test_0.wav", 0)], None, 0, 1),
+        ([(0, "test_2.wav", 0), (1, "test_0.wav", 0)], None, 1, 2),
+        ([("file_name", "label_id"), ("test_2.wav", 0), ("test_0.wav", 0)], 0, 0, 1),
+        ([("", "file", "genre"), (0, "test_2.wav", 0), (1, "test_0.wav", 0)], 0, 1, 2),
+        ([("label_id", "file"), (0, "test_2.wav"), (0, "test_0.wav")], 0, 1, 0),
+        ([("f", "label_id", "note"), ("test_2.wav", 0, "x"), ("test_0.wav", 0, "y")], 0, 0, 1),
+        ([("test_2.wav",), ("test_0.wav",)], None, 0, 1),
+    ],
+)
+def test_the_columns_of_sample_submit_are_recognised(data, rows, header, file_column, label_column):
+    put_masters(data)
+    put_table(data / "sample_submit.tsv", rows)
+    competition = load(data)
+    template = competition.template
+    assert (template.file_column, template.label_column) == (file_column, label_column)
+    assert template.header == (None if header is None else [str(cell) for cell in rows[header]])
+    assert [row[file_column] for row in template.rows] == ["test_2.wav", "test_0.wav"]
+    assert competition.test["file_name"].tolist() == ["test_0.wav", "test_2.wav"]
+
+
+def test_without_sample_submit_every_test_clip_is_predicted(data):
+    put_masters(data)
+    (data / "sample_submit.tsv").unlink()
+    competition = load(data)
+    assert competition.template is None
+    assert competition.test["file_name"].tolist() == [f"test_{n}.wav" for n in (0, 1, 2, 10)]
+
+
+def test_known_test_labels_are_joined_by_name(data):
+    put_masters(data)
+    put_table(
+        data / "test_master.tsv",
+        [("file_name", "label_id"), ("test_10.wav", 42), ("test_1.wav", 7)],
+    )
+    competition = load(data)
+    targets = dict(zip(competition.test["file_name"], competition.test["target"], strict=True))
+    assert targets == {"test_0.wav": -1, "test_1.wav": 1, "test_2.wav": -1, "test_10.wav": 2}
+
+
+def test_a_row_or_a_file_may_be_there_twice(data):
+    put_masters(data)
+    with (data / "train_master.tsv").open("a") as file:
+        file.write("train_0.wav\t7\n")
+    copy = data / "copy" / "train_0.wav"
+    copy.parent.mkdir()
+    copy.write_bytes((data / "train_sound_1" / "train_0.wav").read_bytes())
+    competition = load(data)
+    assert train_labels(competition) == EXPECTED
+    assert len(competition.train) == len(TRAIN)
+
+
+def test_other_datasets_hidden_files_and_the_cache_are_left_out(data):
+    put_masters(data)
+    put_masters(data / "demo")
+    (data / "sample_submit.tsv").unlink()
+    others = ["demo/test_a/test_7.wav", ".hidden/test_8.wav", "test_1/._test_9.wav"]
+    put_audio(*(data / name for name in [*others, "separated/test_5.wav", "x/__MACOSX/t.wav"]))
+    assert load(data).test["file_name"].tolist() == [f"test_{n}.wav" for n in (0, 1, 2, 10)]
+
+
+def test_folders_named_after_genres_are_enough(tmp_path):
+    clips = ["rock/1.wav", "rock/2.wav", "blues/1.wav", "blues/10.wav", "rock/testify.wav"]
+    put_audio(*(tmp_path / name for name in clips))
+    put_audio(tmp_path / "test" / "a.wav", tmp_path / "test" / "b.wav")
+    competition = load(tmp_path, num_classes=2)
+    assert competition.label_names == ["blues", "rock"]
+    assert train_labels(competition) == {name: name.split("/")[0] for name in clips}
+    assert competition.test["file_name"].tolist() == ["a.wav", "b.wav"]
+
+
+def test_equal_names_in_two_folders_stay_two_clips(tmp_path):
+    folders = [tmp_path / name for name in ("rock", "blues", "test/one", "test/two")]
+    put_audio(*(folder / f"{n}.wav" for folder in folders for n in (1, 2)))
+    competition = load(tmp_path)
+    names = [*competition.train["clip"], *competition.test["clip"]]
+    assert len(set(names)) == 8
+    assert len(set(competition.test["file_name"])) == 4
+    for clip, path in zip(competition.train["clip"], competition.train["path"], strict=True):
+        assert clip == f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+
+
+def test_the_name_of_a_clip_depends_on_the_files_content_and_not_on_its_folder(tmp_path):
+    paths = [tmp_path / name for name in ("a/1.wav", "b/1.wav", "b/2.wav")]
+    put_audio(*paths)
+    names = clip_names(paths)
+    assert len(set(names)) == 3 and names[2] == "2"
+    moved = shutil.move(paths[0], tmp_path / "1.wav")
+    assert clip_names([moved, *paths[1:]]) == names
+    assert clip_names([paths[1], paths[1]]) == ["1", "1"], "one file twice is not ambiguous"
+
+
+def test_names_that_differ_in_case_alone_are_ambiguous(tmp_path):
+    paths = [tmp_path / "a" / "Song.wav", tmp_path / "b" / "song.wav"]
+    put_audio(*paths)
+    assert len({name.casefold() for name in clip_names(paths)}) == 2
+
+
+def test_an_unreadable_file_with_an_ambiguous_name_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"b/1\.wav cannot be read: No such file"):
+        put_audio(tmp_path / "a" / "1.wav")
+        clip_names([tmp_path / "a" / "1.wav", tmp_path / "b" / "1.wav"])
+
+
+def test_a_link_to_a_folder_above_is_entered_once(tmp_path):
+    put_audio(
+        *(tmp_path / genre / name for genre in ("jazz", "rock") for name in ("a.wav", "b.wav"))
+    )
+    (tmp_path / "jazz" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert len(load(tmp_path).train) == 4
+
+
+def test_names_that_differ_in_a_dot_stay_apart_in_the_cache(tmp_path):
+    names = ("a.b.wav", "a_b.wav")
+    put_audio(*(tmp_path / genre / name for genre in ("jazz", "rock") for name in names))
+    assert load(tmp_path).train["clip"].is_unique
+
+
+def test_the_data_is_read_without_loading_torch_or_librosa(data):
+    put_masters(data)
+    code = (
+        "import sys, stemgenre.submission\n"
+        "from stemgenre.data.competition import load_competition\n"
+        "load_competition(sys.argv[1], num_classes=3, cache_dir='none')\n"
+        "print({'torch', 'librosa'} & set(sys.modules))"
+    )
+    assert run_python("-c", code, data).stdout.strip() == "set()"

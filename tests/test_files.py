@@ -1,0 +1,108 @@
+"""Files are written atomically; two runs never share an OUTPUT_DIR; a kill leaves no lock."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import kill_points
+import pytest
+from conftest import SMALL_RUN
+from helpers import ROOT
+
+from stemgenre import files
+from stemgenre.errors import UserError
+from stemgenre.files import atomic_write, output_lock, remove_stale_temp_files
+
+
+def test_a_second_run_is_told_who_has_the_folder_and_since_when(tmp_path):
+    first, second = (output_lock(tmp_path / "out") for _ in range(2))
+    with first, pytest.raises(UserError) as caught, second:
+        pass
+    message = str(caught.value)
+    assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in message
+    assert socket.gethostname() in message
+    assert time.strftime("since %Y-%m-%d") in message
+    assert "set OUTPUT_DIR elsewhere" in message
+    assert "\n" not in message
+
+
+def test_the_folder_is_free_after_the_run_and_for_other_ranks(tmp_path):
+    for _ in range(2):
+        with output_lock(tmp_path), output_lock(tmp_path, is_main=False):
+            pass
+    assert not (tmp_path / files.LOCK_INFO_NAME).exists()
+
+
+def test_a_second_script_stops_and_leaves_the_other_runs_log_alone(small_data, tmp_path):
+    settings = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}"]
+    with output_lock(tmp_path):
+        code, output = kill_points.run(settings)
+    assert code == 2
+    pattern = rf"error: {tmp_path} is in use by process {os.getpid()} on .+ since .+; .+\n"
+    assert re.fullmatch(pattern, output)
+    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK_NAME]
+
+
+HOLD = """
+import sys, time
+from stemgenre import files
+with files.output_lock(sys.argv[1]), files.atomic_write(sys.argv[1] + "/checkpoint.pth") as file:
+    file.write(b"half")
+    file.flush()
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_killed_run_leaves_no_lock_and_its_half_written_file_is_removed(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"ready\n"
+    (part,) = tmp_path.glob(".*.part")
+    with pytest.raises(UserError, match=f"process {other.pid} "), output_lock(tmp_path):
+        pass
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    with output_lock(tmp_path):
+        remove_stale_temp_files(tmp_path)
+        assert part.exists(), "another run could be writing it in a shared folder"
+        remove_stale_temp_files(tmp_path, older_than=0)
+        assert not part.exists()
+
+
+def test_an_old_half_written_file_in_a_shared_folder_is_removed(tmp_path):
+    old, new = tmp_path / ".x.npz.12.0123abcd.part", tmp_path / ".y.npz.12.0123abcd.part"
+    old.touch(), new.touch()
+    os.utime(old, (time.time() - 2 * files.STALE_SECONDS,) * 2)
+    remove_stale_temp_files(tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_other_files_are_never_removed(tmp_path):
+    names = [".film.mkv.part", "x.12.0123abcd.part", ".x.part", ".x.12.0123abcd.partial"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_stale_temp_files(tmp_path, tmp_path / "nowhere", older_than=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".npz", "曲" * 83 + ".npz"])
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path, name):
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_file_before_stays_under_its_own_name(tmp_path):
+    path, previous = tmp_path / "a.pth", tmp_path / "a.previous.pth"
+    for content in (b"1", b"2", b"3"):
+        with atomic_write(path, previous=previous) as file:
+            file.write(content)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    with pytest.raises(UserError), atomic_write(path, previous=previous):
+        raise OSError(28, "No space left on device")
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")

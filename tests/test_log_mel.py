@@ -1,0 +1,200 @@
+"""Log-mel images equal librosa's; pitch shift and time stretch have half its vocoder's error.
+
+The error is the difference to the same score synthesised at that pitch and tempo.
+"""
+
+from functools import lru_cache
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from stemgenre.demo.synth import GENRES, render
+from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
+from stemgenre.features.log_mel import Frontend, RunningStats, add_noise, power_to_db, shift_wave
+from stemgenre.settings import FeatureSettings
+
+CPU = torch.device("cpu")
+SECONDS = 3.0
+FEATURES = FeatureSettings.from_config(clip_seconds=SECONDS, img_size=96)
+SR = FEATURES.sr
+
+
+@lru_cache
+def synthesise(genre, **changes):
+    """Stems (4, samples) of a clip of the genre."""
+    stems = render(genre, seed=5, seconds=SECONDS, sr=SR, **changes)
+    stems.flags.writeable = False
+    return stems
+
+
+def librosa_db(stems):
+    """The log-mel spectrogram by librosa, 0 dB at the loudest cell of all stems."""
+    power = np.stack([librosa.feature.melspectrogram(y=wave, sr=SR) for wave in stems])
+    return librosa.power_to_db(power, ref=np.max, top_db=80)
+
+
+def log_mel(stems, params=NO_AUGMENT, **changes):
+    """The log-mel spectrogram (4, n_mels, frames) in dB by the front end."""
+    features = FEATURES.model_copy(update=changes)
+    return Frontend(features, device=CPU).log_mel(torch.tensor(stems), params).numpy()
+
+
+def error_db(image, truth):
+    """Mean absolute difference over the frames that both have."""
+    frames = min(image.shape[2], truth.shape[2]) - 4  # the last frames differ by the clips' ends
+    return np.abs(image[..., :frames] - truth[..., :frames]).mean()
+
+
+@pytest.mark.parametrize("genre", ["jazz", "metal", "classical"])
+def test_images_equal_librosas(genre):
+    stems = synthesise(genre)
+    assert np.abs(log_mel(stems) - librosa_db(stems)).max() < 1e-3
+
+
+def test_images_of_real_clips_equal_librosas(music):
+    for path in sorted(music.glob("test_sound_1/*/*.au"))[:4]:
+        wave, _ = soundfile.read(path, dtype="float32")
+        stems = np.stack([wave, 0.1 * wave, wave[::-1], 1e-4 * wave])
+        image = log_mel(stems, clip_seconds=30.0)
+        assert np.abs(image - librosa_db(stems)[..., : image.shape[2]]).max() < 1e-3
+
+
+def test_with_reference_stem_each_channel_equals_librosas_of_that_stem():
+    stems = synthesise("pop")
+    expected = np.concatenate([librosa_db(stem[None]) for stem in stems])
+    assert np.abs(log_mel(stems, db_reference="stem") - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize(("semitones", "rate"), [(2, 1.0), (-1.5, 1.0), (0, 0.85), (0, 1.2)])
+def test_pitch_and_tempo_errors_are_at_most_half_of_librosas(semitones, rate):
+    errors, vocoder_errors = [], []
+    for genre in GENRES[::2]:
+        stems = synthesise(genre)
+        truth = librosa_db(synthesise(genre, semitones=semitones, rate=rate))
+        image = log_mel(stems, AugmentParams(semitones=semitones, rate=rate))
+        errors.append(error_db(image, truth))
+        if semitones:
+            changed = librosa.effects.pitch_shift(stems, sr=SR, n_steps=semitones)
+        else:
+            changed = librosa.effects.time_stretch(stems, rate=rate)
+        vocoder_errors.append(error_db(librosa_db(changed), truth))
+    assert np.mean(errors) <= 0.5 * np.mean(vocoder_errors)
+
+
+def test_a_tone_moves_by_the_semitones():
+    tones = [np.sin(2 * np.pi * hz * np.arange(int(SECONDS * SR)) / SR)[None] for hz in (440, 880)]
+    low, high = (np.repeat(tone, 4, axis=0).astype(np.float32) for tone in tones)
+    shifted = log_mel(low, AugmentParams(semitones=12))
+    assert shifted[0, :, 100].argmax() == librosa_db(high)[0, :, 100].argmax()
+
+
+def test_a_short_clip_is_padded_with_the_floor_and_a_long_one_is_cut():
+    frontend = Frontend(FEATURES, device=CPU)
+    wave = torch.tensor(synthesise("rock"))
+    short, full, long = frontend(
+        [wave[:, : SR * 3 // 2], wave, wave.repeat(1, 2)], [NO_AUGMENT] * 3
+    )
+    assert torch.allclose(short[:, :, 55:], torch.tensor(-80.0), atol=1e-3)
+    assert (short[:, :, :40] > -70).any()
+    assert torch.equal(full[:, :, :90], long[:, :, :90])
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    frontend = Frontend(FEATURES, device=CPU)
+    clips = [torch.tensor(synthesise(genre)) for genre in ("metal", "jazz", "classical")]
+    params = [
+        AugmentParams(rate=1.1, noise_sigma=0.01, noise_seed=4),
+        NO_AUGMENT,
+        AugmentParams(semitones=1),
+    ]
+    images = frontend(clips, params)
+    for image, clip, augment in zip(images, clips, params, strict=True):
+        assert torch.equal(image, frontend([clip], [augment])[0])
+
+
+def test_the_four_stems_are_augmented_alike():
+    wave = synthesise("jazz").sum(0)
+    params = AugmentParams(semitones=1, rate=0.9, shift_seconds=0.1)
+    image = log_mel(np.stack([wave] * 4), params)
+    assert all(np.array_equal(image[0], channel) for channel in image)
+
+
+def test_masks_set_their_band_to_the_mean():
+    frontend = Frontend(FEATURES, device=CPU, channel_stats=([-40.0] * 4, [20.0] * 4))
+    params = AugmentParams(time_mask=(0.5, 0.1), frequency_mask=(0.25, 0.1))
+    image = frontend([torch.tensor(synthesise("metal"))], [params])[0]
+    assert (image[:, :, 48:57] == 0).all()
+    assert (image[:, 24:33, :] == 0).all()
+    assert (image == 0).float().mean() < 0.25
+
+
+def test_noise_has_the_given_level_and_a_shift_fills_with_zeros():
+    silence = torch.zeros(4, SR)
+    noise = add_noise(silence, sigma=0.01, seed=1)
+    assert noise.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not torch.equal(noise, add_noise(silence, sigma=0.01, seed=2))
+    assert shift_wave(torch.ones(4, 10), 3)[0].tolist() == [0] * 3 + [1] * 7
+    assert shift_wave(torch.ones(4, 10), -3)[0].tolist() == [1] * 7 + [0] * 3
+
+
+def test_a_near_silent_stem_stays_dark_beside_a_loud_one():
+    power = torch.tensor([[[1.0, 0.5]], [[1e-12, 1e-11]]])
+    assert power_to_db(power, reference="clip", top_db=80.0)[1].max() == -80
+    assert power_to_db(power, reference="stem", top_db=80.0)[1].max() == 0
+
+
+def test_the_mix_is_the_sum_of_the_stems_in_all_channels():
+    stems = synthesise("metal")
+    image = log_mel(stems, channels="mix")
+    assert np.abs(image - librosa_db(stems.sum(0, keepdims=True))).max() < 1e-3
+    assert all(np.array_equal(channel, image[0]) for channel in image)
+    loud = np.full((4, SR), 6e4, np.float16)  # their sum overflows float16
+    assert np.isfinite(log_mel(loud, channels="mix")).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "rows"),
+    [
+        ("vocals,drums,bass,other", [0, 1, 2, 3]),
+        ("other", [3, 3, 3, 3]),
+        ("vocals,drums", [0, 1, 0, 1]),
+        ("bass,vocals,other", [2, 0, 3, 2]),
+    ],
+)
+def test_chosen_stems_are_repeated_in_turn_relative_to_the_loudest_of_them(channels, rows):
+    stems = synthesise("jazz") * np.array([[0.1], [1], [0.2], [0.03]], np.float32)
+    image = log_mel(stems, channels=channels)
+    assert np.abs(image - librosa_db(stems[rows])).max() < 1e-3
+    assert image.max() == 0
+
+
+@pytest.mark.parametrize("channels", ["mix", "drums", "other,bass"])
+def test_a_repeated_channel_has_the_same_noise_and_masks(channels):
+    features = FEATURES.model_copy(update={"channels": channels})
+    params = AugmentParams(
+        noise_sigma=0.01, noise_seed=3, time_mask=(0.5, 0.1), frequency_mask=(0.2, 0.1)
+    )
+    image = Frontend(features, device=CPU)([torch.tensor(synthesise("rock"))], [params])[0]
+    count = 1 + channels.count(",")
+    assert image.shape == (4, 96, 96)
+    assert torch.equal(image[count:], image[:-count])
+    assert count == 1 or not torch.equal(image[0], image[1])
+
+
+def test_channel_statistics_do_not_depend_on_how_the_clips_are_grouped():
+    parts = [torch.randn(4, 8, frames) * 5 - 30 for frames in (10, 3, 40)]
+    together, first, second = RunningStats(), RunningStats(), RunningStats()
+    for part in parts:
+        together.add(part)
+    first.add(parts[0])
+    for part in parts[1:]:
+        second.add(part)
+    first.merge(second)
+    mean, std = together.mean_and_std()
+    cells = torch.cat(parts, 2).flatten(1)
+    assert torch.allclose(torch.tensor(mean), cells.mean(1), atol=1e-4)
+    assert torch.allclose(torch.tensor(std), cells.std(1, correction=0), rtol=1e-3)
+    assert first.mean_and_std() == (pytest.approx(mean), pytest.approx(std))

@@ -1,0 +1,131 @@
+"""The validation split is stratified and the seed's; clips of one recording stay on one side."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stemgenre.data.split import load_groups, number_groups, split_clips, write_groups
+from stemgenre.errors import UserError
+from stemgenre.settings import load_settings
+
+GENRES = ["blues", "jazz", "rock"]
+
+
+def table(targets):
+    """Clips with these targets, as load_competition gives them."""
+    clips = [f"train_{i}" for i in range(len(targets))]
+    return pd.DataFrame({"clip": clips, "file_name": clips, "target": targets})
+
+
+def split(targets, groups=None, **changes):
+    options = {"test_size": 0.1, "seed": 42, "label_names": GENRES} | changes
+    groups = None if groups is None else np.array(groups)
+    return split_clips(table(targets), groups=groups, **options)
+
+
+def test_the_split_is_stratified_and_complete():
+    targets = [0] * 50 + [1] * 30 + [2] * 20
+    train, valid = split(targets)
+    assert valid["target"].value_counts().sort_index().tolist() == [5, 3, 2]
+    assert sorted([*train.index, *valid.index]) == list(range(100))
+
+
+@pytest.mark.parametrize("groups", [None, [i // 4 for i in range(100)]])
+def test_the_split_depends_on_the_seed_alone(groups):
+    targets = [0, 1] * 50
+    valid = split(targets, groups)[1]["clip"].tolist()
+    assert split(targets, groups)[1]["clip"].tolist() == valid
+    assert split(targets, groups, seed=1)[1]["clip"].tolist() != valid
+
+
+def test_every_genre_of_few_clips_is_on_both_sides():
+    train, valid = split([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert sorted(valid["target"]) == [0, 1, 2]
+    assert sorted(set(train["target"])) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [([0, 0, 0, 1, 1, 2], "rock has a single clip"), ([1, 1, 1], "two genres are needed")],
+)
+def test_too_few_clips_for_a_split_are_an_error(targets, message):
+    with pytest.raises(UserError, match=message):
+        split(targets)
+
+
+def test_pairs_and_chains_of_pairs_are_one_group():
+    assert number_groups(6, [(0, 2), (4, 2)]).tolist() == [0, 1, 0, 2, 0, 3]
+    assert number_groups(3, []).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_whole_and_genres_stratified(seed):
+    rng = np.random.default_rng(seed)
+    targets = np.repeat([0, 1, 2], [200, 120, 80])
+    groups = np.where(rng.random(400) < 0.4, rng.integers(0, 60, 400) + 1000 * targets, range(400))
+    train, valid = split(targets, groups, seed=seed)
+    assert sorted([*train.index, *valid.index]) == list(range(400))
+    assert not set(groups[train.index]) & set(groups[valid.index])
+    counts = valid["target"].value_counts().sort_index().tolist()
+    assert counts == pytest.approx([20, 12, 8], abs=2)
+
+
+def test_of_two_recordings_in_a_genre_the_smaller_one_is_for_validation():
+    train, valid = split([0] * 9 + [1] * 9, [0] * 6 + [1] * 3 + [2] * 2 + [3] * 7)
+    assert valid["target"].tolist() == [0, 0, 0, 1, 1]
+    assert len(train) == 13
+
+
+def test_a_recording_with_two_labels_leaves_both_genres_on_both_sides():
+    groups = [0, 1, 0, 2]  # the first clip of each genre is the same recording
+    for seed in range(20):
+        train, valid = split([0, 0, 1, 1], groups, seed=seed)
+        assert set(train["target"]) == set(valid["target"]) == {0, 1}
+
+
+def test_a_genre_of_one_recording_is_an_error():
+    with pytest.raises(UserError, match=r"jazz are of too few.*SPLIT_BY_GROUP=False"):
+        split([0] * 4 + [1] * 4, [0, 1, 2, 3, 9, 9, 9, 9])
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load_settings([f"EDA_DIR={tmp_path}", "SPLIT_BY_GROUP=True"])
+
+
+def write(folder, clips, groups, splits="train"):
+    write_groups(folder / "groups.csv", clips.assign(split=splits, group=groups))
+
+
+def test_groups_are_joined_by_clip_name_to_training_clips_only(settings, tmp_path):
+    clips = table([0, 1, 0, 1])
+    write(tmp_path, clips.iloc[::-1], [7, 7, 5, 4])
+    assert load_groups(settings, clips).tolist() == [4, 5, 7, 7]
+    write(tmp_path, clips, [1, 2, 3, 4], ["train", "train", "train", "test"])
+    with pytest.raises(UserError, match=r"lacks 1 .*train_3; run python eda\.py again"):
+        load_groups(settings, clips)
+
+
+def test_groups_are_not_read_unless_asked_for(tmp_path):
+    assert load_groups(load_settings([f"EDA_DIR={tmp_path}"]), table([0])) is None
+
+
+def test_a_missing_groups_file_says_what_to_run(settings):
+    with pytest.raises(UserError, match=r"groups\.csv.*run python eda\.py first"):
+        load_groups(settings, table([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"a,b\n1,2\n",
+        b"split,clip,group\ntrain,train_0,x\n",
+        b"split,clip\ntrain,a\n",
+        b"\xff\xfe\x00\x80",
+    ],
+)
+def test_a_damaged_groups_file_says_what_to_run(settings, tmp_path, content):
+    (tmp_path / "groups.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"run python eda\.py again"):
+        load_groups(settings, table([0, 1]))

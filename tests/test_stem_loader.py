@@ -1,0 +1,71 @@
+"""An epoch sees each clip once, and stems arrive in order."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stemgenre.separation.cache import CacheError, StemCache
+from stemgenre.settings import AugmentSettings, FeatureSettings
+from stemgenre.training.stem_loader import StemLoader, epoch_batches
+
+
+def table(*targets):
+    return pd.DataFrame({"clip": [f"train_{i}" for i in range(len(targets))], "target": targets})
+
+
+@pytest.mark.parametrize(("clips", "size"), [(25, 24), (9, 4), (5, 8), (100, 24)])
+def test_an_epoch_sees_each_clip_once_and_leaves_no_batch_of_one(clips, size):
+    batches = epoch_batches(table(*[0] * clips), batch_size=size, seed=1, epoch=3)
+    assert sorted(np.concatenate(batches)) == list(range(clips))
+    assert 2 <= min(map(len, batches)) <= max(map(len, batches)) <= size
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        return np.concatenate(
+            epoch_batches(table(*[0] * 50), batch_size=8, seed=seed, epoch=epoch)
+        ).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    source = tmp_path / "clip.au"
+    source.write_bytes(b"x")
+    cache = StemCache(tmp_path / "separated", model="m", sample_rate=100)
+    for i in range(10):
+        cache.write(f"train_{i}", np.full((4, 50 + i), i / 16, "f4"), source)
+    return cache
+
+
+ON_CPU = {"device": torch.device("cpu"), "device_cache": 0.4}
+FEATURES = FeatureSettings.from_config(sr=4000, clip_seconds=1.0, n_fft=64, hop_length=16)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_stems_arrive_with_their_own_positions(cache, threads):
+    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=threads, **ON_CPU)
+    clips = table(*[0] * 10)
+    batches = [np.array([3, 1]), np.array([9]), np.array([0, 2, 4])]
+    for positions, (found, stems) in zip(batches, loader.batches(clips, batches), strict=True):
+        assert found is positions
+        assert [s.shape[1] for s in stems] == [50 + i for i in positions]
+        assert [s[0, 0].item() for s in stems] == [i / 16 for i in positions]
+
+
+def test_a_long_clip_is_cut_to_what_the_fastest_tempo_needs(cache, tmp_path):
+    cache.write("long", np.ones((4, 40000), "f4"), tmp_path / "clip.au")
+    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=1, **ON_CPU)
+    assert 1.2 * 4000 <= loader.read("long").shape[1] < 1.3 * 4000
+
+
+def test_a_damaged_entry_is_named(cache):
+    cache.path("train_5").write_bytes(cache.path("train_5").read_bytes()[:300])
+    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=2, **ON_CPU)
+    with pytest.raises(CacheError, match="train_5"):
+        list(loader.batches(table(*[0] * 10), [np.arange(10)]))
+    assert torch.is_tensor(loader.read("train_4"))
