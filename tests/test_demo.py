@@ -254,3 +254,42 @@ def test_data_that_is_not_a_demo_is_never_deleted(name, tmp_path):
     with pytest.raises(UserError, match=name.partition("/")[0]):
         make_demo(tmp_path)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_sound_1/train_sound_1/train_0.au",
+        "train_sound_3/train_sound_3/train_900.au",
+        "train_master.tsv",
+        "label_master.csv",
+    ],
+)
+def test_real_data_copied_over_a_demo_is_never_deleted(name, tmp_path):
+    small = {"train_per_genre": 1, "test_per_genre": 1, "seconds": 0.5}
+    make_demo(tmp_path, **small)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"a real file")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=rf"{name}.*another folder"):
+        make_demo(tmp_path, **small, seed=8)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_changed_table_is_not_taken_for_the_demos(tmp_path):
+    small = {"train_per_genre": 1, "test_per_genre": 1, "seconds": 0.5}
+    make_demo(tmp_path, **small)
+    (tmp_path / "train_master.tsv").write_text("file_name\tlabel_id\ntrain_0.au\t3\n")
+    with pytest.raises(UserError, match="train_master.tsv"):
+        make_demo(tmp_path, **small)
+
+
+def test_other_files_in_the_demos_folders_stay(tmp_path):
+    small = {"train_per_genre": 1, "test_per_genre": 0, "seconds": 0.5}
+    make_demo(tmp_path, **small)
+    note = tmp_path / "train_sound_1" / "train_sound_1" / "notes.txt"
+    note.write_text("mine")
+    make_demo(tmp_path, **small, seed=8)
+    assert note.read_text() == "mine"
+    assert len(list(tmp_path.rglob("*.au"))) == 10

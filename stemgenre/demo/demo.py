@@ -4,9 +4,11 @@ Its files look like the real ones (see data/README.md). Unlike a real competitio
 true stems, written to the stem cache, and with the labels of the test clips.
 """
 
+import contextlib
+import hashlib
 import io
 import json
-import shutil
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from stemgenre.data.find_files import find_audio
 from stemgenre.demo.styles import GENRES
 from stemgenre.demo.synth import render
 from stemgenre.errors import UserError
-from stemgenre.files import atomic_write
+from stemgenre.files import atomic_write, sha256
 from stemgenre.runtime import Runtime
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import FeatureSettings
@@ -29,6 +32,7 @@ TRAIN_PER_GENRE, TEST_PER_GENRE = 32, 4  # clips
 
 FORMAT_VERSION = 1  # to be raised whenever the same parameters would give other files
 MANIFEST_NAME = "demo.json"  # the parameters of the demo, and whether it was written to the end
+HASHES_NAME = "demo.sha256"  # of every file the demo wrote, as sha256sum lists them
 MASTERS = ("train_master.tsv", "label_master.tsv", "sample_submit.tsv", "test_master.tsv")
 FOLDERS_PER_SPLIT = 2  # train_sound_1, train_sound_2, test_sound_1, ...
 LENGTH_VARIATION = 0.06  # clips are up to this fraction longer or shorter than `seconds`
@@ -87,7 +91,8 @@ def write_demo(
 
     Clips are about `seconds` long, at `sr` Hz. The same parameters give the same bytes. A complete
     demo is left as it is; an incomplete one, or one with other parameters, is written again from
-    scratch. Returns early once `should_stop()`. Raises UserError if the folder holds other data.
+    scratch. Returns early once `should_stop()`. Raises UserError if the folder holds data that the
+    demo did not write.
     """
     data_dir = Path(data_dir)
     manifest = {
@@ -100,11 +105,13 @@ def write_demo(
     }
     train = sample_clips("train", train_per_genre, seconds=seconds, seed=[seed, 0])
     test = sample_clips("test", test_per_genre, seconds=seconds, seed=[seed, 1])
-    if is_complete(data_dir, manifest, [*train, *test], cache):
+    tables = _tables(train, test)
+    if is_complete(data_dir, manifest, tables, [*train, *test], cache):
         return
     clear_old_demo(data_dir)
     _write_manifest(data_dir, manifest, complete=False)
-    _write_masters(data_dir, train, test)
+    for name, text in tables.items():
+        _write_file(data_dir, name, text.encode())
     for clip in tqdm([*train, *test], desc="synthesising the demo", unit="clip"):
         if should_stop():
             return
@@ -132,50 +139,95 @@ def sample_clips(split: str, per_genre: int, *, seconds: float, seed: list[int])
 
 
 def is_complete(
-    data_dir: Path, manifest: dict[str, Any], clips: list[DemoClip], cache: StemCache
+    data_dir: Path,
+    manifest: dict[str, Any],
+    tables: dict[str, str],
+    clips: list[DemoClip],
+    cache: StemCache,
 ) -> bool:
     """Whether the folder and the cache hold every file of the demo with this manifest."""
     try:
-        found = json.loads((data_dir / MANIFEST_NAME).read_text())
-    except (OSError, ValueError):
+        found = json.loads(_read_text(data_dir / MANIFEST_NAME))
+    except ValueError:
         return False
     return (
         found == manifest | {"whole": True}
-        and all((data_dir / name).is_file() for name in MASTERS)
+        and all(_read_text(data_dir / name) == text for name, text in tables.items())
         and all((data_dir / clip.path).is_file() for clip in clips)
         and all(cache.is_current(clip.name, data_dir / clip.path) for clip in clips)
     )
 
 
 def clear_old_demo(data_dir: Path) -> None:
-    """Deletes an earlier demo's clips and masters. Raises UserError if the data is not a demo's."""
+    """Deletes an earlier demo's clips and masters, and the folders that are then empty.
+
+    Raises UserError, before anything is deleted, for a clip or master that the demo did not write
+    or that was changed since.
+    """
     folders = sorted(path for path in data_dir.glob("*_sound_*") if path.is_dir())
     stems = {Path(name).stem for name in MASTERS}
-    masters = sorted(path for path in data_dir.glob("*.[ct]sv") if path.stem in stems)
-    if (folders or masters) and not (data_dir / MANIFEST_NAME).is_file():
-        raise UserError(
-            f"{data_dir} holds data that is not a demo ({[*masters, *folders][0].name}); "
-            "choose another folder for the demo"
-        )
+    found = [path for path in data_dir.glob("*.[ct]sv") if path.stem in stems]
+    found += [path for folder in folders for path in find_audio(folder, skip=None)]
+    written = _read_hashes(data_dir)
+    for path in sorted(found):
+        if (_hash(path), path.relative_to(data_dir).as_posix()) not in written:
+            raise UserError(
+                f"{path} is not the demo's, or was changed since; choose another folder for the "
+                "demo, as in python train.py --demo DATA_DIR=demo_data, or move it away"
+            )
+    for path in found:
+        path.unlink()
     for folder in folders:
-        shutil.rmtree(folder)
-    for master in masters:
-        master.unlink()
+        for root, _, _ in os.walk(folder, topdown=False):
+            with contextlib.suppress(OSError):  # it holds other files, which stay
+                Path(root).rmdir()
+    (data_dir / HASHES_NAME).unlink(missing_ok=True)
+
+
+def _hash(path: Path) -> str | None:
+    """The SHA-256 of a regular file; None for anything else, such as a pipe or a dangling link."""
+    return sha256(path) if path.is_file() else None
+
+
+def _read_hashes(data_dir: Path) -> set[tuple[str, str]]:
+    """{(SHA-256, path below `data_dir`)} of every file that a demo wrote or was about to write."""
+    lines = _read_text(data_dir / HASHES_NAME).split("\n")
+    return {(line[:64], line[66:]) for line in lines}
+
+
+def _read_text(path: Path) -> str:
+    """The text of a regular file; "" if it cannot be read, or is a pipe or a device."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _write_file(data_dir: Path, name: Path | str, content: bytes) -> None:
+    """Writes a file of the demo; its hash first, so that no file of a killed run is unknown."""
+    hashes = data_dir / HASHES_NAME
+    try:
+        with hashes.open("a", encoding="utf-8") as file:
+            file.write(f"{hashlib.sha256(content).hexdigest()}  {Path(name).as_posix()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{hashes} cannot be written: {error.strerror}") from None
+    with atomic_write(data_dir / name) as file:
+        file.write(content)
 
 
 def _write_clip(data_dir: Path, clip: DemoClip, *, sr: int, cache: StemCache) -> None:
     """Writes the mix as 16-bit .au and the stems to the cache."""
     stems = render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr)  # (4, T) float32
-    path = data_dir / clip.path
     mix = io.BytesIO()  # soundfile does not report a failed write, for example on a full disk
     soundfile.write(mix, stems.sum(axis=0), sr, format="AU", subtype="PCM_16")
-    with atomic_write(path) as file:
-        file.write(mix.getbuffer())
-    cache.write(clip.name, stems, source=path)
+    _write_file(data_dir, clip.path, mix.getvalue())
+    cache.write(clip.name, stems, source=data_dir / clip.path)
 
 
-def _write_masters(data_dir: Path, train: list[DemoClip], test: list[DemoClip]) -> None:
-    """Writes the four tables: labels of both splits, genres, and the submission template."""
+def _tables(train: list[DemoClip], test: list[DemoClip]) -> dict[str, str]:
+    """{name: text} of the masters: labels of both splits, genres, and the submission template."""
     header = ("file_name", "label_id")
     tables = {
         "train_master.tsv": [header, *((clip.path.name, clip.label_id) for clip in train)],
@@ -186,9 +238,9 @@ def _write_masters(data_dir: Path, train: list[DemoClip], test: list[DemoClip]) 
         "sample_submit.tsv": [(clip.path.name, 0) for clip in test],
         "test_master.tsv": [header, *((clip.path.name, clip.label_id) for clip in test)],
     }
-    for name, rows in tables.items():
-        with atomic_write(data_dir / name, "w", newline="") as file:
-            file.writelines(f"{left}\t{right}\n" for left, right in rows)
+    return {
+        name: "".join(f"{left}\t{right}\n" for left, right in rows) for name, rows in tables.items()
+    }
 
 
 def _write_manifest(data_dir: Path, manifest: dict[str, Any], *, complete: bool) -> None:
