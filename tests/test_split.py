@@ -45,6 +45,26 @@ def test_every_genre_of_few_clips_is_on_both_sides():
 
 
 @pytest.mark.parametrize(
+    ("counts", "test_size"),
+    [
+        ([100, 100, 3], 0.1),
+        ([100, 100, 4], 0.9),
+        ([100, 100, 2], 0.5),
+        ([300, 2, 2], 0.01),
+        ([2, 2, 300], 0.9),
+    ],
+)
+def test_a_rare_genre_is_on_both_sides_for_every_seed(counts, test_size):
+    targets = np.repeat([0, 1, 2], counts)
+    for seed in range(20):
+        train, valid = split(targets, test_size=test_size, seed=seed)
+        assert set(train["target"]) == set(valid["target"]) == {0, 1, 2}
+        assert sorted([*train.index, *valid.index]) == list(range(len(targets)))
+        assert len(valid) == pytest.approx(test_size * len(targets), abs=3)
+        assert valid.equals(split(targets, test_size=test_size, seed=seed)[1])
+
+
+@pytest.mark.parametrize(
     ("targets", "message"),
     [([0, 0, 0, 1, 1, 2], "rock has a single clip"), ([1, 1, 1], "two genres are needed")],
 )

@@ -73,7 +73,20 @@ def _split_stratified(targets, test_size, seed):
     train, valid = train_test_split(
         np.arange(len(targets)), test_size=count, stratify=targets, random_state=seed
     )
+    # sklearn rounds a rare genre's part down to nothing, or up to all of it.
+    targets, rng = targets.to_numpy(), np.random.default_rng(seed)
+    for genre in np.unique(targets):
+        if genre not in targets[valid]:
+            train, valid = _move_one(genre, targets, train, valid, rng)
+        elif genre not in targets[train]:
+            valid, train = _move_one(genre, targets, valid, train, rng)
     return np.sort(train), np.sort(valid)
+
+
+def _move_one(genre, targets, source, target, rng):
+    """(source, target) with a random position of `genre` moved from the one to the other."""
+    position = rng.choice(source[targets[source] == genre])
+    return source[source != position], np.append(target, position)
 
 
 def _split_by_group(targets, groups, test_size, seed, label_names):
