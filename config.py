@@ -43,13 +43,13 @@ IMG_SIZE = 600  # pixels, square; the network's cost grows with its square
 AUGMENT_PROBABILITY = 0.5  # of each augmentation, per clip and epoch
 AUGMENT_PITCH_SHIFT = True  # mel filters on a scaled frequency axis, no phase vocoder
 AUGMENT_TIME_STRETCH = True  # a longer or shorter STFT hop, no phase vocoder
-AUGMENT_ADD_NOISE = True  # Gaussian, on the waveform
+AUGMENT_ADD_NOISE = True  # Gaussian, one wave for the mix, shared out over its stems
 AUGMENT_TIME_SHIFT = True  # on the waveform, filled with zeros
 AUGMENT_TIME_MASKING = True  # SpecAugment: a band of columns set to the mean
 AUGMENT_FREQUENCY_MASKING = True  # SpecAugment: a band of rows set to the mean
 PITCH_SHIFT_SEMITONES = 2.0  # at most, up or down; more moves a singer out of the genre's range
 TIME_STRETCH_RATES = (0.8, 1.2)  # slowest and fastest tempo, 1 is the clip's own
-NOISE_SIGMAS = (0.001, 0.01)  # least and most, full scale is 1: -60 to -40 dBFS
+NOISE_LEVELS_DB = (30.0, 50.0)  # dB below the clip's own level: most and least noise
 TIME_SHIFT_SECONDS = 0.2  # s, at most, earlier or later
 MASK_FRACTION = 0.1  # of the axis, at most, for both maskings
 

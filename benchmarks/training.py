@@ -287,8 +287,8 @@ class PlainDataset(torch.utils.data.Dataset):
                 stem = librosa.effects.time_stretch(stem, rate=params.rate)
             if params.semitones:
                 stem = librosa.effects.pitch_shift(stem, sr=features.sr, n_steps=params.semitones)
-            if params.noise_sigma:
-                noise = np.random.default_rng(i).normal(0, params.noise_sigma, len(stem))
+            if (sigma := stem.std() * 10 ** (-params.noise_db / 20)) > 0:
+                noise = np.random.default_rng(i).normal(0, sigma, len(stem))
                 stem = stem + noise.astype(np.float32)
             stem = librosa.util.fix_length(stem, size=int(features.clip_seconds * features.sr))
             power = librosa.feature.melspectrogram(y=stem, sr=features.sr)

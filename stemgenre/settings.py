@@ -115,11 +115,11 @@ class AugmentSettings(_Group):
         AfterValidator(_ordered),
         Field(description="two numbers (low, high) from 0.25 to 4"),
     ]
-    noise_sigmas: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]],
+    noise_levels_db: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=200)], Annotated[float, Field(ge=0, le=200)]],
         AsTuple,
         AfterValidator(_ordered),
-        Field(description="two numbers (low, high) from 0 to 1"),
+        Field(description="two numbers (low, high) from 0 to 200"),
     ]
     time_shift_seconds: Annotated[float, Field(ge=0, le=60)]
     mask_fraction: Annotated[float, Field(ge=0, le=0.9)]

@@ -13,7 +13,7 @@ ALWAYS = AugmentSettings.from_config(augment_probability=1.0)
 FIELDS = {  # setting -> the field of AugmentParams that it switches on
     "augment_pitch_shift": "semitones",
     "augment_time_stretch": "rate",
-    "augment_add_noise": "noise_sigma",
+    "augment_add_noise": "noise_db",
     "augment_time_shift": "shift_seconds",
     "augment_time_masking": "time_mask",
     "augment_frequency_masking": "frequency_mask",
@@ -54,7 +54,7 @@ def test_parameters_do_not_depend_on_the_order_of_calls():
     [
         ("semitones", -2, 2),
         ("rate", 0.8, 1.2),
-        ("noise_sigma", 0.001, 0.01),
+        ("noise_db", 30, 50),
         ("shift_seconds", -0.2, 0.2),
     ],
 )

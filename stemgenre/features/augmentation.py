@@ -1,5 +1,6 @@
 """Random augmentation parameters of a clip in an epoch, the same for its four stems."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ class AugmentParams:
 
     semitones: float = 0.0  # pitch shift, upwards
     rate: float = 1.0  # tempo; 1.2 is 1.2 times as fast
-    noise_sigma: float = 0.0  # standard deviation; full scale is 1
+    noise_db: float = math.inf  # level of the noise, dB below the clip's own
     noise_seed: int = 0
     shift_seconds: float = 0.0  # delay
     time_mask: tuple[float, float] = (0.0, 0.0)
@@ -39,7 +40,7 @@ def sample_params(
     applied = rng.random(6) < augment.augment_probability
     semitones = augment.pitch_shift_semitones * rng.uniform(-1, 1)
     rate = rng.uniform(*augment.time_stretch_rates)
-    sigma = rng.uniform(*augment.noise_sigmas)
+    noise_db = rng.uniform(*augment.noise_levels_db)
     shift = augment.time_shift_seconds * rng.uniform(-1, 1)
     time_mask, frequency_mask = (_sample_mask(rng, augment.mask_fraction) for _ in range(2))
     on = applied & (
@@ -53,7 +54,7 @@ def sample_params(
     return AugmentParams(
         semitones=semitones if on[0] else 0.0,
         rate=rate if on[1] else 1.0,
-        noise_sigma=sigma if on[2] else 0.0,
+        noise_db=noise_db if on[2] else math.inf,
         noise_seed=derive_seed(seed, epoch, clip_index, 1),
         shift_seconds=shift if on[3] else 0.0,
         time_mask=time_mask if on[4] else (0.0, 0.0),

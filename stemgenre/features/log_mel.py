@@ -6,6 +6,7 @@ data augmentation on mel spectrograms compare Schlueter and Grill, "Exploring Da
 Improved Singing Voice Detection with Neural Networks", ISMIR 2015.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
 from stemgenre.settings import STEMS, FeatureSettings
 
 ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB, 4 channels each
+SILENCE = 1e-10  # power of a mel band, 28 dB below noise of one step of 16-bit audio
+MIN_STD_DB = 5.0  # of a channel; music has 15 to 20, a stem that is silent in all clips none
 
 
 class Frontend:
@@ -92,9 +95,10 @@ class Frontend:
         features = self.features
         hop_length = round(features.hop_length * params.rate)
         samples = round(self.clip_samples * hop_length / features.hop_length)
-        waves = self.select_channels(stems[:, :samples]).to(self.device, torch.float32)
+        waves = stems[:, :samples].to(self.device, torch.float32)
         waves = shift_wave(waves, round(params.shift_seconds * features.sr))
-        waves = add_noise(waves, sigma=params.noise_sigma, seed=params.noise_seed)
+        waves = add_noise(waves, level_db=params.noise_db, seed=params.noise_seed)
+        waves = self.select_channels(waves)
         filters = (
             self.filters if params.semitones == 0 else self._mel_filters(semitones=params.semitones)
         )
@@ -164,12 +168,14 @@ def mel_power(
 def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:
     """Power (C, n_mels, frames) in dB below the reference, at least -top_db.
 
-    The reference is the loudest cell of all channels ("clip") or of each channel ("stem"). Powers
-    and reference are at least 1e-10, as in librosa.power_to_db.
+    The reference is the loudest cell of all channels ("clip") or of each channel ("stem"). A power
+    of at most SILENCE is at the floor, -top_db; otherwise as librosa.power_to_db.
     """
-    power = power.clamp(min=1e-10)
+    silent = power <= SILENCE  # False for NaN, which stays NaN
+    power = power.clamp(min=SILENCE)
     loudest = power.amax() if reference == "clip" else power.amax((1, 2), keepdim=True)
-    return (10 * (power.log10() - loudest.log10())).clamp(min=-top_db)
+    db = (10 * (power.log10() - loudest.log10())).clamp(min=-top_db)
+    return db.masked_fill(silent, -top_db)
 
 
 def shift_wave(waves: torch.Tensor, samples: int) -> torch.Tensor:
@@ -180,13 +186,19 @@ def shift_wave(waves: torch.Tensor, samples: int) -> torch.Tensor:
     return torch.nn.functional.pad(waves, (samples, -samples))
 
 
-def add_noise(waves: torch.Tensor, *, sigma: float, seed: int) -> torch.Tensor:
-    """`waves` (C, T) plus Gaussian noise of standard deviation `sigma`, independent per channel."""
-    if sigma == 0:
-        return waves
-    generator = torch.Generator(waves.device).manual_seed(seed)
-    noise = torch.randn(waves.shape, generator=generator, device=waves.device)
-    return waves + sigma * noise
+def add_noise(stems: torch.Tensor, *, level_db: float, seed: int) -> torch.Tensor:
+    """`stems` (C, T) plus Gaussian noise `level_db` below their mix, as RMS; infinite: none.
+
+    The noise is one wave, that of the mix, and each stem gets a part of it in proportion to the
+    stem's own RMS. As after separating a noisy mix, a stem that is nearly silent stays so.
+    """
+    if level_db == math.inf:
+        return stems
+    generator = torch.Generator(stems.device).manual_seed(seed)
+    noise = torch.randn(stems.shape[1], generator=generator, device=stems.device)
+    noise *= stems.sum(0).square().mean().sqrt() * 10 ** (-level_db / 20)
+    rms = stems.square().mean(1, keepdim=True).sqrt()  # (C, 1)
+    return stems + noise * (rms / rms.sum().clamp(min=torch.finfo(rms.dtype).tiny))
 
 
 def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> None:
@@ -217,7 +229,7 @@ class RunningStats:
         self.squares += other.squares
 
     def mean_and_std(self) -> ChannelStats:
-        """(means, standard deviations) of the 4 channels in dB; a constant channel has std 1."""
+        """(means, standard deviations) of the 4 channels in dB, the latter at least MIN_STD_DB."""
         mean = self.sums / self.count
         std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-        return mean.tolist(), [s if s > 1e-3 else 1.0 for s in std.tolist()]
+        return mean.tolist(), std.clamp(min=MIN_STD_DB).tolist()
