@@ -7,10 +7,13 @@ that says what they were made from. Entries without meta, in float32, compressed
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
+import stat
 import tempfile
+import time
 import tokenize
 import zipfile
 import zlib
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+HASHES_FILE = ".source_hashes.jsonl"  # in the cache's folder: what SourceHashes remembers
+SETTLED_SECONDS = 2.0  # since a file's last change: the times of some file systems are as coarse
+LENGTH_TOLERANCE = 0.01  # of a clip's length, between it and an entry without meta
 MAX_MEMBER_BYTES = 4 * 3600 * 48000 * 4  # 4 h at 48 kHz in float32
 MAX_DEFLATE_RATIO = 1032  # bytes that a deflated byte can expand to
 UNREADABLE = (  # what zipfile and NumPy raise for a damaged .npz
@@ -41,6 +47,47 @@ class CacheError(ClipError):
     """An entry that cannot be trusted."""
 
 
+class SourceHashes:
+    """SHA-256 of source files, each of which is read once and again whenever it has changed.
+
+    A hash is remembered in the file `path` with the source's path, inode, times and size. ctime
+    cannot be set, so that contents exchanged with their old mtime are noticed. Lines are appended,
+    so that several processes can share the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def sha256(self, source: Path | str) -> str:
+        """The SHA-256 of the content of `source`, in hex. Raises ClipError if it cannot be read."""
+        with _reading(source):
+            key = _file_key(source)
+            if digest := self._known.get(key):
+                return digest
+            digest = sha256(source)
+            changed = max(key[2:4]) / 1e9
+            if time.time() - changed > SETTLED_SECONDS and _file_key(source) == key:
+                self._remember(key, digest)
+        return digest
+
+    @functools.cached_property
+    def _known(self):
+        known = {}
+        with contextlib.suppress(OSError):
+            for line in self.path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged
+                    *key, digest = json.loads(line)
+                    known[tuple(key)] = digest
+        return known
+
+    def _remember(self, key, digest):
+        self._known[key] = digest
+        with contextlib.suppress(OSError):  # a read-only folder, a full disk: hashed again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(f"\n{json.dumps([*key, digest])}".encode())  # at once: lines stay whole
+
+
 class StemCache:
     """The entries of one folder, for stems of one model at one sample rate (Hz)."""
 
@@ -48,6 +95,7 @@ class StemCache:
         self.folder = Path(folder)
         self.model = model
         self.sample_rate = sample_rate
+        self.hash_source = SourceHashes(self.folder / HASHES_FILE).sha256
 
     def path(self, clip: str) -> Path:
         """The path of a clip's entry, whether it exists or not."""
@@ -56,77 +104,118 @@ class StemCache:
     def is_current(self, clip: str, source: Path | str) -> bool:
         """Whether the clip has an entry that was made from the audio file `source` as it is now.
 
-        Reads no audio: names, sizes and meta only. A file with a new time but the same content is
-        recognised by its hash. Raises ClipError if `source` no longer exists.
+        That is told by the hash of its content; an entry without meta has to fit its length.
+        Raises ClipError if `source` no longer exists.
         """
+        path = self.path(clip)
+        if not path.is_file():
+            return False
         try:
-            with zipfile.ZipFile(self.path(clip)) as archive:
+            with zipfile.ZipFile(path) as archive:
                 sizes = {archive.getinfo(f"{stem}.npy").file_size for stem in STEMS}
                 meta = _read_meta(archive)
+                samples = _open_stems(archive)[1] if meta is None else None
         except UNREADABLE:
             return False
         if len(sizes) != 1:
             return False
         if meta is None:
-            return True
-        expected = {"format": FORMAT, "sample_rate": self.sample_rate, "model": self.model}
-        with _reading(source):
-            status = os.stat(source)  # noqa: PTH116 half the time of Path's, for 100,000 clips
-            expected |= {"source": os.path.basename(source), "source_bytes": status.st_size}  # noqa: PTH119
-            if any(meta.get(key) != value for key, value in expected.items()):
-                return False
-            if meta.get("source_time") == status.st_mtime_ns:
-                return True
-            return meta.get("source_sha256") == sha256(source)
+            return self._fits_length(samples, source)
+        expected = {
+            "format": FORMAT,
+            "sample_rate": self.sample_rate,
+            "model": self.model,
+            "source": os.path.basename(source),  # noqa: PTH119 half the time of Path's
+        }
+        if any(meta.get(key) != value for key, value in expected.items()):
+            return False
+        return meta.get("source_sha256") == self.hash_source(source)
 
-    def read(self, clip: str) -> np.ndarray:
+    def _fits_length(self, samples, source):
+        """Whether stems of so many samples can be those of `source`, by the length in its header.
+
+        A file without a header that libsndfile reads has an unknown length, which nothing fits.
+        """
+        from stemgenre.data import audio  # only here: the export needs neither it nor librosa
+
+        with _reading(source):
+            _file_key(source)
+        try:
+            seconds = audio.probe(source).seconds
+        except UserError:
+            return False
+        return abs(samples / self.sample_rate - seconds) <= max(0.05, LENGTH_TOLERANCE * seconds)
+
+    def read(self, clip: str, *, source: Path | str | None = None) -> np.ndarray:
         """The stems of a clip: (4, samples), float16 or float32 as stored, in the order of STEMS.
 
-        Raises CacheError with the reason if the entry is damaged. It is then removed, so that the
-        next run separates the clip again.
+        Raises CacheError with the reason if the entry is damaged: it is then removed, so that the
+        next run separates the clip again. Raises CacheError, too, if it is another run's: of
+        another model, rate or, with `source`, another audio file.
         """
         path = self.path(clip)
         try:
-            return self.read_file(path)[0]
+            stems, meta = _read_entry(path)
         except CacheError as error:
             try:
                 path.unlink(missing_ok=True)
             except OSError:  # a read-only cache
                 raise CacheError(f"{error}; delete it to separate the clip again") from None
             raise CacheError(f"{error}; it was removed, run again to separate the clip") from None
+        if meta is not None:
+            self._check_own(path, meta, source)
+        return stems
+
+    def _check_own(self, path, meta, source):
+        """Raises CacheError for the stems of another run that shares the folder."""
+        way_out = "does another run use this cache? Set SEPARATION_CACHE_DIR elsewhere, run again"
+        model, rate = meta.get("model"), meta.get("sample_rate")
+        if (model, rate) != (self.model, self.sample_rate):
+            raise CacheError(
+                f"{path} has stems by {model} at {rate} Hz instead of {self.model} at "
+                f"{self.sample_rate} Hz; {way_out}"
+            )
+        try:
+            same = source is None or meta.get("source_sha256") == self.hash_source(source)
+        except ClipError:  # the clip is gone, and only its stems are needed
+            return
+        if not same:
+            raise CacheError(f"{path} was not made from {source} as it is now; {way_out}")
 
     def read_file(self, path: Path | str) -> tuple[np.ndarray, int]:
         """(stems, sample rate in Hz) of any entry; without meta, it has the rate of this cache.
 
         Raises CacheError if the entry is damaged, UserError if the disk cannot be read.
         """
-        with _open_entry(path) as archive:
-            _open_stems(archive)  # np.load allocates what a header claims: check that first
-            with np.load(path, allow_pickle=False) as entry:
-                stems = np.stack([entry[f"{stem}.npy"] for stem in STEMS])
-            meta = _read_meta(archive)
-            _check_finite(stems, meta)
+        stems, meta = _read_entry(path)
         return stems, (meta or {}).get("sample_rate", self.sample_rate)
 
     def write(
-        self, clip: str, stems: np.ndarray, source: Path | str, *, precision: str = "float32"
+        self,
+        clip: str,
+        stems: np.ndarray,
+        source: Path | str,
+        *,
+        precision: str = "float32",
+        source_sha256: str | None = None,
     ) -> None:
         """Stores stems (4, samples), separated from the audio file `source` in `precision`.
 
-        Raises ClipError if they are NaN or infinite or `source` no longer exists, UserError if the
+        `source_sha256` is hash_source(source) from before it was decoded: a file that changed
+        meanwhile is separated again by the next run. Without it, `source` is hashed now. Raises
+        ClipError if the stems are NaN or infinite or `source` no longer exists, UserError if the
         entry cannot be written.
         """
         with _reading(source):
-            status, digest = Path(source).stat(), sha256(source)
+            size = Path(source).stat().st_size
         meta = {
             "format": FORMAT,
             "sample_rate": self.sample_rate,
             "model": self.model,
             "precision": precision,
             "source": Path(source).name,
-            "source_bytes": status.st_size,
-            "source_time": status.st_mtime_ns,
-            "source_sha256": digest,
+            "source_bytes": size,
+            "source_sha256": source_sha256 or self.hash_source(source),
         }
         arrays = dict(zip(STEMS, np.asarray(stems, dtype=np.float16), strict=True))
         if not all(np.isfinite(wave).all() for wave in arrays.values()):
@@ -170,12 +259,21 @@ class StemSpool:
         with self._named_errors():
             self.file.write(stems.T.contiguous().numpy())
 
-    def store(self, clip: str, source: Path | str, *, precision: str = "float32") -> None:
+    def store(
+        self,
+        clip: str,
+        source: Path | str,
+        *,
+        precision: str = "float32",
+        source_sha256: str | None = None,
+    ) -> None:
         """Writes the entry, as StemCache.write does, without holding the stems in memory."""
         with self._named_errors():
             self.file.flush()
             stems = np.memmap(self.file, np.float16, mode="r").reshape(-1, len(STEMS))
-            self.cache.write(clip, stems.T, source, precision=precision)
+            self.cache.write(
+                clip, stems.T, source, precision=precision, source_sha256=source_sha256
+            )
 
     def close(self) -> None:
         """Frees the disk space."""
@@ -198,6 +296,29 @@ def _reading(source):
         raise ClipError(f"{source} can no longer be read: {error.strerror}") from None
 
 
+def _file_key(path) -> tuple[str, int, int, int, int]:
+    """(absolute path, inode, ctime and mtime in ns, bytes) of a regular file.
+
+    Raises ClipError for a pipe, which would be waited for, or a device, which has no end.
+    """
+    status = os.stat(path)  # noqa: PTH116 half the time of Path's, for 100,000 clips
+    if not stat.S_ISREG(status.st_mode):
+        raise ClipError(f"{path} is not a file")
+    times = status.st_ctime_ns, status.st_mtime_ns
+    return os.path.abspath(path), status.st_ino, *times, status.st_size  # noqa: PTH100
+
+
+def _read_entry(path) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """(stems, meta) of an entry; meta is None in the older form. Raises as _open_entry does."""
+    with _open_entry(path) as archive:
+        _open_stems(archive)  # np.load allocates what a header claims: check that first
+        with np.load(path, allow_pickle=False) as entry:
+            stems = np.stack([entry[f"{stem}.npy"] for stem in STEMS])
+        meta = _read_meta(archive)
+        _check_finite(stems, meta)
+    return stems, meta
+
+
 @contextlib.contextmanager
 def _open_entry(path):
     """The open zip file of an entry; whatever is wrong in the block raises one line with the path.
@@ -205,6 +326,8 @@ def _open_entry(path):
     UserError if the file is gone or the disk fails, CacheError if the entry is damaged.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is not a file")
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError:
