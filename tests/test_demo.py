@@ -293,3 +293,19 @@ def test_other_files_in_the_demos_folders_stay(tmp_path):
     make_demo(tmp_path, **small, seed=8)
     assert note.read_text() == "mine"
     assert len(list(tmp_path.rglob("*.au"))) == 10
+
+
+def test_stems_of_a_real_competition_in_a_shared_cache_are_not_replaced(tmp_path):
+    source, cache_dir = tmp_path / "train_0.au", tmp_path / "stems"
+    soundfile.write(source, np.full(SR, 0.1), SR)
+    real = StemCache(cache_dir, model="htdemucs", sample_rate=SR)
+    real.write("train_0", np.full((4, SR), 0.1), source)
+    small = SMALL | {"train_per_genre": 1, "test_per_genre": 0, "seconds": 0.5}
+    cache = StemCache(cache_dir, model="synthesised", sample_rate=SR)
+    with pytest.raises(UserError, match=r"train_0\.npz .*htdemucs.*SEPARATION_CACHE_DIR"):
+        write_demo(tmp_path / "demo", **small, cache=cache)
+    assert real.is_current("train_0", source)
+    assert not (tmp_path / "demo").exists()
+    real.path("train_0").write_bytes(b"damaged")
+    write_demo(tmp_path / "demo", **small, cache=cache)
+    assert cache.read("train_0").any()

@@ -91,8 +91,8 @@ def write_demo(
 
     Clips are about `seconds` long, at `sr` Hz. The same parameters give the same bytes. A complete
     demo is left as it is; an incomplete one, or one with other parameters, is written again from
-    scratch. Returns early once `should_stop()`. Raises UserError if the folder holds data that the
-    demo did not write.
+    scratch. Returns early once `should_stop()`. Raises UserError if the folder holds data, or the
+    cache stems, that the demo did not write.
     """
     data_dir = Path(data_dir)
     manifest = {
@@ -108,6 +108,7 @@ def write_demo(
     tables = _tables(train, test)
     if is_complete(data_dir, manifest, tables, [*train, *test], cache):
         return
+    _check_cache(cache, [*train, *test])
     clear_old_demo(data_dir)
     _write_manifest(data_dir, manifest, complete=False)
     for name, text in tables.items():
@@ -182,6 +183,16 @@ def clear_old_demo(data_dir: Path) -> None:
             with contextlib.suppress(OSError):  # it holds other files, which stay
                 Path(root).rmdir()
     (data_dir / HASHES_NAME).unlink(missing_ok=True)
+
+
+def _check_cache(cache: StemCache, clips: list[DemoClip]) -> None:
+    """Raises UserError if the demo would replace the separated stems of a real competition."""
+    for clip in clips:
+        if (model := cache.made_by(clip.name)) not in (None, cache.model):
+            raise UserError(
+                f"{cache.path(clip.name)} has stems by {model}, which the demo would replace; set "
+                "SEPARATION_CACHE_DIR to a folder of the demo's own"
+            )
 
 
 def _hash(path: Path) -> str | None:

@@ -131,6 +131,15 @@ class StemCache:
             return False
         return meta.get("source_sha256") == self.hash_source(source)
 
+    def made_by(self, clip: str) -> str | None:
+        """The model that a clip's entry was made with; None if there is none or it is damaged."""
+        try:
+            with _open_entry(self.path(clip)) as archive:
+                meta = _read_meta(archive)
+        except UserError:
+            return None
+        return "an older pipeline" if meta is None else str(meta.get("model"))
+
     def _fits_length(self, samples, source):
         """Whether stems of so many samples can be those of `source`, by the length in its header.
 
