@@ -205,6 +205,33 @@ def test_known_test_labels_are_joined_by_name(data):
     assert targets == {"test_0.wav": -1, "test_1.wav": 1, "test_2.wav": -1, "test_10.wav": 2}
 
 
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("stray", [{5: '"Live'}, {0: '"Live', 7: 'at 7"'}, {3: 'the 12" mix'}])
+def test_a_quote_that_does_not_pair_swallows_no_rows(data, separator, stray):
+    put_masters(data)
+    titles = [stray.get(n, f"title {n}") for n in range(len(TRAIN))]
+    rows = [("file_name", "label_id", "title")]
+    rows += [(name, genre[1], title) for (name, genre), title in zip(TRAIN, titles, strict=True)]
+    put_table(data / "train_master.tsv", rows, separator=separator)
+    rows = [(name, 0, stray.get(n, "x")) for n, name in enumerate(TEST)]
+    header = ("file_name", "label_id", "title")
+    put_table(data / "sample_submit.tsv", [header, *rows], separator=separator)
+    competition = load(data)
+    assert train_labels(competition) == EXPECTED
+    assert [row[0] for row in competition.template.rows] == TEST
+    assert [row[2] for row in competition.template.rows] == [row[2] for row in rows]
+
+
+def test_quoted_cells_may_hold_separators_and_quotes(data):
+    put_masters(data)
+    text = 'file_name,label_id,title\n"train_0.wav",7,"a, b"\ntrain_1.wav,"0","say ""x"", y"\n'
+    (data / "train_master.tsv").write_text(text + "train_2.wav,42,\n")
+    assert len(load(data).train) == 3
+    sample = 'test_0.wav,0,"say ""x"", y"\ntest_1.wav,0,""\n'
+    (data / "sample_submit.tsv").write_text(sample)
+    assert [row[2] for row in load(data).template.rows] == ['say "x", y', ""]
+
+
 def test_a_row_or_a_file_may_be_there_twice(data):
     put_masters(data)
     with (data / "train_master.tsv").open("a") as file:

@@ -95,6 +95,16 @@ INVALID = [  # file, content, parts of the message
     ("train_master.tsv", b"\xff\xfeabc", ["train_master.tsv is not a text file"]),
     ("train_master.tsv", HEADER + "x" * 200_000, ["train_master.tsv is not a table"]),
     ("train_master.tsv", HEADER + '"open', ["train_master.tsv"]),
+    (
+        "train_master.tsv",
+        'file_name,label_id,title\ntrain_0.wav,0,"two\nlines"\ntrain_1.wav,7,x\n',
+        ["train_master.tsv row 2", "line break"],
+    ),
+    (
+        "sample_submit.tsv",
+        'test_0.wav,0,"two\nlines"\ntest_1.wav,0,x\n',
+        ["sample_submit.tsv row 1", "line break"],
+    ),
     ("label_master.tsv", None, ["no label_master.csv or .tsv"]),
     ("label_master.tsv", "", ["label_master.tsv is empty"]),
     ("label_master.tsv", "name\tid\nblues\t0\n", ["one column label_name"]),
@@ -137,6 +147,10 @@ INVALID = [  # file, content, parts of the message
     ("train_master.tsv", rows("file:///etc/hosts.wav\t0"), ["no audio", "hosts.wav"]),
     ("train_master.tsv", rows("~/x.wav\t0"), ["no audio", "~/x.wav"]),
     ("train_master.tsv", rows("a/../train_0.wav\t0"), ["below the data folder"]),
+    ("train_master.tsv", rows("a\x1b[2J.wav\t0"), ["row 4", "control character"]),
+    ("train_master.tsv", rows("a\x9b2J.wav\t0"), ["row 4", "control character"]),
+    ("label_master.tsv", LABELS + "\x1b[31mjazz\t9\n", ["row 4", "control character"]),
+    ("sample_submit.tsv", "test_0.wav\t0\nx\x07.wav\t0\n", ["row 2", "control character"]),
     ("train_master.tsv", rows("///\t0"), ["below the data folder"]),
     ("train_master.tsv", rows("x\0.wav\t0"), ["not a text file"]),
     ("train_master.tsv", rows("TRAIN_0.WAV\t0"), ["no audio"]),
@@ -190,6 +204,7 @@ def test_an_invalid_file_is_named_soon_and_briefly(data, name, content, expected
     message = error_message(data)
     assert time.monotonic() - started < 20
     assert len(message) < 2000
+    assert all(character.isprintable() or character == "\n" for character in message)
     for text in expected:
         assert text in message
 

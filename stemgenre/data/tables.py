@@ -1,7 +1,6 @@
 """Small tables as people write them: any separator, encoding, column order, header or none."""
 
-import csv
-import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,10 @@ import pandas as pd
 
 from stemgenre.data.find_files import AUDIO_SUFFIXES
 from stemgenre.errors import UserError
+
+MAX_LINE = 2**17  # characters
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey it
+CELL = {s: re.compile(rf'"((?:[^"]|"")*+)"(?={s}|$)|([^{s}]*)') for s in "\t,;"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def read_master(master: Path, columns: Sequence[str]) -> pd.DataFrame:
     Raises UserError for a missing column or cell.
     """
     rows, _, _ = _read_rows(master)
-    header = [cell.strip().lower() for cell in rows[0]]
+    header = [cell.lower() for cell in rows[0]]
     for column in columns:
         if header.count(column) != 1:
             raise UserError(
@@ -40,9 +43,9 @@ def read_master(master: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"{master} has a header but no rows")
     positions = [header.index(column) for column in columns]
     for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not all(row[position].strip() for position in positions):
+        if len(row) != len(header) or not all(row[position] for position in positions):
             raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
-    data = [[row[position].strip() for position in positions] for row in rows[1:]]
+    data = [[row[position] for position in positions] for row in rows[1:]]
     return pd.DataFrame(data, columns=list(columns))
 
 
@@ -63,7 +66,6 @@ def read_template(sample_submit: Path) -> SubmissionTemplate:
     has audio file names, or rows differ in length.
     """
     rows, separator, line_end = _read_rows(sample_submit)
-    rows = [[cell.strip() for cell in row] for row in rows]
     width = len(rows[-1])
     file_columns = [column for column, cell in enumerate(rows[-1]) if _is_audio_name(cell)]
     if not file_columns:
@@ -91,24 +93,55 @@ def _is_audio_name(cell):
 
 
 def _read_rows(path):
-    """(rows of cells, separator, line end) of a small table whose separator is sniffed."""
+    """(rows of stripped cells, separator, line end) of a small table whose separator is sniffed.
+
+    A row is a line: a cell with a line break cannot be told from a quote that does not pair, which
+    must not swallow the rows behind it.
+    """
     text = _read_text(path)
-    lines = [line for line in text.splitlines()[:50] if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not text.strip("\t,; \r\n"):
         raise UserError(f"{path} is empty")
-    try:
-        widths = {s: {len(row) for row in csv.reader(lines, delimiter=s)} for s in "\t,;"}
-        separator = max(  # the one that gives all rows the same number of cells, else the most
-            widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
+    if max(map(len, lines)) > MAX_LINE:
+        raise UserError(
+            f"{path} is not a table: it has a line of {max(map(len, lines))} characters"
         )
-        rows = [
-            row
-            for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            if any(cell.strip() for cell in row)
-        ]
-    except csv.Error as error:
-        raise UserError(f"{path} is not a table: {error}") from None
+    widths = {s: {len(_split_cells(line, s)[0]) for line in lines[:50]} for s in "\t,;"}
+    separator = max(  # the one that gives all rows the same number of cells, else the most
+        widths, key=lambda s: (len(widths[s]) == 1 and max(widths[s]) > 1, max(widths[s]))
+    )
+    rows, in_quotes = [], False
+    for line in lines:
+        cells, opens_quotes = _split_cells(line, separator)
+        if not any(cells):
+            continue
+        if rows and in_quotes and len(cells) != len(rows[0]):
+            raise UserError(
+                f"{path} row {len(rows)} has a cell with a line break, or a quote that does not "
+                "pair; write the cell in one line"
+            )
+        if unprintable := CONTROL_CHARACTER.search("".join(cells)):
+            raise UserError(
+                f"{path} row {len(rows) + 1} has a control character, {unprintable[0]!r}"
+            )
+        rows.append(cells)
+        in_quotes = opens_quotes
     return rows, separator, "\r\n" if "\r\n" in text else "\n"
+
+
+def _split_cells(line, separator):
+    """(stripped cells of a line, whether one begins with a quote that does not pair).
+
+    Quotes pair if they enclose a whole cell; others are text.
+    """
+    cells, opens_quotes, end = [], False, -1
+    while end < len(line):
+        match = CELL[separator].match(line, end + 1)
+        quoted, plain = match.groups()
+        cells.append((plain if quoted is None else quoted.replace('""', '"')).strip())
+        opens_quotes |= quoted is None and plain.startswith('"')
+        end = match.end()
+    return cells, opens_quotes
 
 
 def _read_text(path):
