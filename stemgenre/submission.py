@@ -27,8 +27,11 @@ def write_submission(path: Path, competition: Competition, predicted: Sequence[i
 
     `predicted` are class indices in the order of `competition.test`. With a sample_submit: its
     rows, order, separator, header and other columns; without: file name and label id, separated by
-    a comma, in natural order, without a header.
+    a comma, in natural order, without a header. Without test clips nothing is written.
     """
+    if not len(competition.test):
+        log.warning("there are no test clips: %s is not written", path)
+        return
     label_ids = [competition.label_ids[index] for index in predicted]
     by_name = dict(zip(competition.test["file_name"], label_ids, strict=True))
     template = competition.template

@@ -4,6 +4,7 @@ Labels belong to file names: no order of rows, columns or files moves a label to
 """
 
 import hashlib
+import os
 import random
 import shutil
 
@@ -194,6 +195,40 @@ def test_without_sample_submit_every_test_clip_is_predicted(data):
     assert competition.test["file_name"].tolist() == [f"test_{n}.wav" for n in (0, 1, 2, 10)]
 
 
+def test_the_tables_names_may_be_in_capitals(data):
+    put_masters(data)
+    for old, new in [
+        ("train_master.tsv", "Train_Master.TSV"),
+        ("label_master.tsv", "LABEL_MASTER.Csv"),
+        ("sample_submit.tsv", "Sample_Submit.TSV"),
+    ]:
+        (data / old).rename(data / new)
+    competition = load(data)
+    assert train_labels(competition) == EXPECTED
+    assert [row[0] for row in competition.template.rows] == TEST
+
+
+@pytest.mark.parametrize(
+    "name", ["sample_submission.tsv", "samplesubmit.csv", "submit_sample.csv", "sample_submit.txt"]
+)
+def test_a_sample_submit_under_another_name_is_named(data, caplog, name):
+    put_masters(data)
+    (data / "sample_submit.tsv").rename(data / name)
+    assert load(data).template is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no sample_submit.csv or .tsv" in line and name in line
+
+
+def test_other_tables_are_not_taken_for_a_sample_submit(data, caplog):
+    put_masters(data)
+    (data / "sample_submit.tsv").unlink()
+    (data / "notes.csv").write_text("mine")
+    (data / "submit.csv").write_text("an earlier run's")
+    load(data)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no sample_submit.csv or .tsv" in line and "notes" not in line
+
+
 def test_known_test_labels_are_joined_by_name(data):
     put_masters(data)
     put_table(
@@ -293,6 +328,14 @@ def test_names_that_differ_in_case_alone_are_ambiguous(tmp_path):
 def test_an_unreadable_file_with_an_ambiguous_name_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b/1\.wav cannot be read: No such file"):
         put_audio(tmp_path / "a" / "1.wav")
+        clip_names([tmp_path / "a" / "1.wav", tmp_path / "b" / "1.wav"])
+
+
+def test_a_pipe_with_an_ambiguous_name_is_named(tmp_path):
+    put_audio(tmp_path / "a" / "1.wav")
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "1.wav")
+    with pytest.raises(UserError, match=r"b/1\.wav cannot be read: .*not a file"):
         clip_names([tmp_path / "a" / "1.wav", tmp_path / "b" / "1.wav"])
 
 

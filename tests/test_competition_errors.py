@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import time
 import zipfile
 
@@ -258,6 +259,86 @@ def test_a_tree_without_masters_needs_two_genre_folders(tmp_path, files):
     message = error_message(tmp_path)
     assert "neither masters nor two genre folders" in message
     assert "--demo" in message
+
+
+@pytest.mark.parametrize("name", ["train_master", "label_master", "sample_submit", "test_master"])
+@pytest.mark.parametrize("kind", ["dangling link", "pipe", "device", "folder"])
+def test_a_table_that_is_no_file_is_named(data, name, kind):
+    path = data / f"{name}.tsv"
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else data / "gone.tsv")
+    message = error_message(data)
+    assert f"{path} is " in message
+    assert ("a link to" if kind == "dangling link" else "not a file") in message
+
+
+def test_masters_need_test_clips_in_some_form(data):
+    (data / "sample_submit.tsv").rename(data / "sample_submission.xlsx")
+    (data / "test_sound").rename(data / "unknown")
+    for path in (data / "unknown").iterdir():
+        path.rename(path.with_name(f"clip_{path.name}"))
+    message = error_message(data)
+    for text in ("no test clips", "sample_submit.csv or .tsv", "sample_submission.xlsx"):
+        assert text in message
+
+
+@pytest.fixture
+def as_a_user(data):
+    """A user without root's rights runs the test, in folders that this user may read."""
+    if os.geteuid() != 0:
+        yield
+        return
+    load_competition(data, num_classes=2, cache_dir=data / "separated")  # imports what it needs
+    folders = [*data.rglob("*"), data, *list(data.parents)[:-1]]
+    modes = {path: path.stat().st_mode & 0o7777 for path in folders}
+    modes = {path: mode for path, mode in modes.items() if mode and mode & 0o055 != 0o055}
+    for path, mode in modes.items():
+        path.chmod(mode | 0o055)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+@pytest.fixture
+def locked(data):
+    """A function: makes a folder that nobody may list."""
+
+    def make(name):
+        put_audio(data / name / "x.wav")
+        (data / name).chmod(0)
+        paths.append(data / name)
+
+    paths = []
+    yield make
+    for path in paths:
+        path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(data, locked, request):
+    locked("rock")
+    request.getfixturevalue("as_a_user")
+    message = error_message(data)
+    assert f"{data / 'rock'} cannot be listed: Permission denied" in message
+
+
+def test_the_folder_of_a_file_system_check_is_named_and_left_out(data, locked, request, caplog):
+    locked("lost+found")
+    request.getfixturevalue("as_a_user")
+    assert len(load_competition(data, num_classes=2, cache_dir=data / "separated").train) == 2
+    assert "lost+found cannot be listed: Permission denied" in caplog.text
+
+
+def test_a_link_to_a_folder_that_is_gone_is_named(data, caplog):
+    (data / "more_sounds").symlink_to(data / "gone")
+    assert len(load_competition(data, num_classes=2, cache_dir=data / "separated").train) == 2
+    assert f"{data / 'more_sounds'} is a link to" in caplog.text
 
 
 def test_two_spellings_of_one_file_cannot_have_two_labels(data):

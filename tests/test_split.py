@@ -1,5 +1,7 @@
 """The validation split is stratified and the seed's; clips of one recording stay on one side."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,4 +150,10 @@ def test_a_missing_groups_file_says_what_to_run(settings):
 def test_a_damaged_groups_file_says_what_to_run(settings, tmp_path, content):
     (tmp_path / "groups.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"run python eda\.py again"):
+        load_groups(settings, table([0, 1]))
+
+
+def test_a_pipe_for_a_groups_file_says_what_to_run(settings, tmp_path):
+    os.mkfifo(tmp_path / "groups.csv")
+    with pytest.raises(UserError, match=r"groups\.csv.*run python eda\.py"):
         load_groups(settings, table([0, 1]))

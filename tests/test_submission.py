@@ -98,6 +98,14 @@ def test_two_test_clips_with_the_same_name_have_a_row_each(tmp_path):
     assert (tmp_path / "submit.csv").read_text() == "test/a/1.wav,0\ntest/b/1.wav,1\n"
 
 
+def test_without_test_clips_there_is_no_submission(tmp_path, caplog):
+    put_audio(*(tmp_path / place for place in ("rock/1.wav", "blues/1.wav")))
+    competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
+    write_submission(tmp_path / "submit.csv", competition, [])
+    assert not (tmp_path / "submit.csv").exists()
+    assert "no test clips" in caplog.text
+
+
 def test_a_wrong_number_of_predictions_is_an_error(data):
     with pytest.raises(ValueError, match="zip"):
         write_submission(data / "submit.csv", load(data), [0, 1])

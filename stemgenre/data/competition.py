@@ -10,7 +10,14 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from stemgenre.data.find_files import clip_names, find_audio, find_master, natural_key
+from stemgenre.data.find_files import (
+    SYSTEM_FOLDERS,
+    clip_names,
+    find_audio,
+    find_master,
+    natural_key,
+    near_names,
+)
 from stemgenre.data.tables import SubmissionTemplate, parse_label_ids, read_master, read_template
 from stemgenre.errors import UserError
 
@@ -59,7 +66,9 @@ def load_competition(
         nested = [
             folder
             for folder in sorted(data_dir.iterdir())
-            if folder.is_dir() and folder.name != "demo" and find_master(folder, "train_master")
+            if folder.is_dir()
+            and folder.name not in ("demo", *SYSTEM_FOLDERS)
+            and find_master(folder, "train_master")
         ]
         hint = f"; did you mean DATA_DIR={nested[0]}?" if nested else ""
         raise UserError(f"there is no audio below {data_dir}{hint}; {_expected_layout(data_dir)}")
@@ -76,6 +85,14 @@ def load_competition(
     return competition
 
 
+def _not_found(data_dir, name):
+    """That a table is not there, and which files may be meant to be it."""
+    near = " or ".join(near_names(data_dir, name)[:3])
+    return f"there is no {name}.csv or .tsv in {data_dir}" + (
+        f"; if {near} is meant, rename it" if near else ""
+    )
+
+
 def _expected_layout(data_dir):
     return "expected\n" + LAYOUT.format(data_dir=data_dir)
 
@@ -84,9 +101,7 @@ def _from_masters(data_dir, train_master, audio):
     """The Competition of train_master, label_master, and the optional other tables."""
     label_master = find_master(data_dir, "label_master")
     if not label_master:
-        raise UserError(
-            f"there is no label_master.csv or .tsv in {data_dir}; {_expected_layout(data_dir)}"
-        )
+        raise UserError(f"{_not_found(data_dir, 'label_master')}; {_expected_layout(data_dir)}")
     labels = _read_labels(label_master)
     train = _read_targets(train_master, labels, label_master)
     train["path"] = _find_paths(train["file_name"], audio, train_master)
@@ -99,6 +114,13 @@ def _from_masters(data_dir, train_master, audio):
         names = dict.fromkeys(path.name for path in paths)
         test = pd.DataFrame({"file_name": [*names]})
         test["path"] = _find_paths(names, audio, data_dir)
+        missing = _not_found(data_dir, "sample_submit")
+        if not names:
+            raise UserError(
+                f"there are no test clips: {missing}; nor is there audio whose name, or folder's "
+                "name, begins with test"
+            )
+        log.warning("%s; the submission has a row for each of %d test clips", missing, len(test))
     test_master = find_master(data_dir, "test_master")
     if test_master:
         known = _read_targets(test_master, labels, label_master).set_index("file_name")["target"]
@@ -111,14 +133,12 @@ def _from_genre_folders(data_dir, audio):
 
     Test clips are below a folder named test..., or are files named test... beside the genres.
     """
-    if any(
+    if near_names(data_dir, "train_master") or any(
         part.lower().startswith(("train_sound", "test_sound"))
         for path in audio
         for part in path.relative_to(data_dir).parts
     ):
-        raise UserError(
-            f"there is no train_master.csv or .tsv in {data_dir}; {_expected_layout(data_dir)}"
-        )
+        raise UserError(f"{_not_found(data_dir, 'train_master')}; {_expected_layout(data_dir)}")
     nested = [path for path in audio if path.parent != data_dir]
     train_paths = [path for path in nested if not _is_test(path.parent, data_dir)]
     genres = sorted({path.parent.name for path in train_paths}, key=natural_key)
@@ -140,6 +160,12 @@ def _from_genre_folders(data_dir, audio):
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
             names = [path.relative_to(data_dir).as_posix() for path in paths]
+        if near_names(data_dir, "sample_submit"):
+            log.warning(
+                "%s; the submission has a row for each of %d test clips",
+                _not_found(data_dir, "sample_submit"),
+                len(paths),
+            )
         test = pd.DataFrame({"file_name": names, "path": paths})
     labels = pd.DataFrame({"label_name": genres, "label_id": range(len(genres))})
     return _build_competition(train, test, labels, template)

@@ -1,6 +1,9 @@
 """What is in a folder: audio files in natural order, the dataset's tables, and names for clips."""
 
 import collections
+import difflib
+import errno
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -9,10 +12,13 @@ from pathlib import Path
 from stemgenre.errors import UserError
 from stemgenre.files import sha256
 
+log = logging.getLogger(__name__)
+
 AUDIO_SUFFIXES = (
     *(".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".oga", ".opus", ".snd"),
     *(".m4a", ".aac", ".mp4", ".webm", ".wma"),  # these need ffmpeg
 )
+SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def natural_key(text: object) -> tuple[list[tuple[int, int, str]], str]:
@@ -28,39 +34,89 @@ def find_audio(folder: Path, *, skip: Path | None) -> list[Path]:
     """Paths of all audio files below `folder`, in natural order.
 
     Left out: hidden files, the folder `skip`, and folders with a train_master of their own, which
-    are other datasets. Links are followed, each folder is entered once.
+    are other datasets. Links are followed, each folder is entered once. Raises UserError for a
+    folder that cannot be listed, which would leave out a genre; SYSTEM_FOLDERS are only named.
     """
-    found, visited = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        root = Path(root)
-        if (real_path := root.resolve()) in visited:
-            folders.clear()
+    found, visited, folders = [], set(), [folder]
+    while folders:
+        current = folders.pop()
+        if (real_path := current.resolve()) in visited:
             continue
         visited.add(real_path)
-        folders[:] = sorted(
-            (
-                name
-                for name in folders
-                if not name.startswith((".", "__MACOSX"))
-                and root / name != skip
-                and not find_master(root / name, "train_master")
-            ),
-            key=natural_key,
-        )
-        found += [
-            root / name
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(AUDIO_SUFFIXES)
-        ]
+        try:
+            inner, files = _list_folder(current)
+        except UserError as error:
+            if current.name not in SYSTEM_FOLDERS:
+                raise
+            log.warning("%s; it is left out", error)
+            continue
+        if current != folder and _masters(files, "train_master"):
+            continue
+        for path in files:
+            if path.name.lower().endswith(AUDIO_SUFFIXES):
+                found.append(path)
+            elif path.is_symlink() and not path.exists():  # perhaps to a genre's folder
+                log.warning("%s is a link to something that is not there; it is left out", path)
+        inner = [path for path in inner if path != skip and not path.name.startswith("__MACOSX")]
+        folders += sorted(inner, key=natural_key, reverse=True)
     return sorted(found, key=natural_key)
 
 
 def find_master(folder: Path, name: str) -> Path | None:
-    """Path of `name`.csv or `name`.tsv in `folder`, or None. Raises UserError if both exist."""
-    paths = [path for suffix in (".csv", ".tsv") if (path := folder / (name + suffix)).is_file()]
+    """Path of `name`.csv or `name`.tsv in `folder`, in any case, or None.
+
+    Raises UserError if there are both, or it is no file.
+    """
+    paths = _masters([path for paths in _list_folder(folder) for path in paths], name)
     if len(paths) > 1:
         raise UserError(f"both {paths[0]} and {paths[1]} exist; keep one of them")
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} is a link to something that is not there")
+        if not path.is_file():
+            raise UserError(f"{path} is not a file")
     return paths[0] if paths else None
+
+
+def near_names(folder: Path, name: str) -> list[str]:
+    """Names of files in `folder` that may be meant as `name`.csv, in natural order."""
+    words = [word[:5] for word in name.split("_")]
+    near = []
+    for path in _list_folder(folder)[1]:
+        stem = path.name.lower().partition(".")[0]
+        similar = difflib.SequenceMatcher(None, stem, name).ratio() >= 0.8
+        if similar or all(word in stem for word in words):
+            near.append(path.name)
+    return sorted(near, key=natural_key)
+
+
+def _masters(paths, name):
+    return sorted(path for path in paths if path.name.lower() in (f"{name}.csv", f"{name}.tsv"))
+
+
+def _list_folder(folder):
+    """(folders, other paths) in `folder`, without the hidden ones. Raises UserError if it fails."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if _is_folder(entry) else files).append(folder / entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be listed: {error.strerror}; make it readable, or "
+            "move it to another place"
+        ) from None
+    return folders, files
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()  # no further read, unless it is a link
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 def clip_names(paths: Sequence[Path]) -> list[str]:
@@ -75,6 +131,8 @@ def clip_names(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         name = path.stem
         if counts[name.casefold()] > 1:
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} cannot be read: it is a pipe or a device, not a file")
             try:
                 name += f"-{sha256(path)[:8]}"
             except OSError as error:

@@ -150,6 +150,8 @@ def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
     if not settings.data.split_by_group:
         return None
     path = Path(settings.paths.eda_dir) / GROUPS_FILE
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file; delete it and run python eda.py")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
