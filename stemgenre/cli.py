@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stemgenre.errors import Interrupted, UserError
+from stemgenre.errors import CONTROL_CHARACTER, Interrupted, UserError
 from stemgenre.settings import (
     CONFIG_FILE,
     Settings,
@@ -140,7 +140,8 @@ class _FileHandler(logging.FileHandler):
 
 def _format(record):
     prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-    return prefix + record.getMessage().rstrip()
+    text = prefix + record.getMessage().rstrip()
+    return CONTROL_CHARACTER.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def log_to_console() -> None:

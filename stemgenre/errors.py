@@ -1,6 +1,9 @@
 """The ways a run ends early that are no internal error."""
 
+import re
 import signal
+
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # in a name: terminals obey it
 
 
 class UserError(Exception):

@@ -21,9 +21,15 @@ import soundfile
 import torch
 from helpers import run_with_full_disk, tone
 
+from stemgenre.data import source_hashes
 from stemgenre.errors import ClipError, UserError
-from stemgenre.separation import cache as cache_module
-from stemgenre.separation.cache import CacheError, StemCache, StemSpool, cached_blocks
+from stemgenre.separation.cache import (
+    HASHES_FILE,
+    CacheError,
+    StemCache,
+    StemSpool,
+    cached_blocks,
+)
 from stemgenre.settings import STEMS
 
 SR = 22050
@@ -237,7 +243,7 @@ def exchange_names(first, second):
 def test_clips_that_were_swapped_do_not_keep_each_others_stems(
     cache, tmp_path, monkeypatch, exchange, settled_seconds
 ):
-    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", settled_seconds)
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", settled_seconds)
     paths = put_clips(tmp_path, cache, "a", "b")
     exchange(*paths)
     for again in (cache, StemCache(cache.folder, model="htdemucs", sample_rate=SR)):
@@ -253,12 +259,12 @@ def test_a_clip_that_was_corrected_with_its_old_time_is_separated_again(cache, s
 
 
 def test_a_large_file_is_hashed_once_for_all_runs(cache, source, monkeypatch):
-    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
     os.truncate(source, 300_000_000)
     cache.write("train_0", noise(), source)
     seconds = []
     for _ in range(2):
-        (cache.folder / cache_module.HASHES_FILE).unlink(missing_ok=True)
+        (cache.folder / HASHES_FILE).unlink(missing_ok=True)
         started = time.monotonic()
         assert StemCache(cache.folder, model="htdemucs", sample_rate=SR).is_current(
             "train_0", source
@@ -270,10 +276,10 @@ def test_a_large_file_is_hashed_once_for_all_runs(cache, source, monkeypatch):
 
 
 def test_a_damaged_list_of_hashes_is_no_fault(cache, source, monkeypatch):
-    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
     cache.write("train_0", noise(), source)
     assert cache.is_current("train_0", source)
-    hashes = cache.folder / cache_module.HASHES_FILE
+    hashes = cache.folder / HASHES_FILE
     valid = hashes.read_bytes()
     for damaged in (b"", b"\xff\x00", b"[[1], 2]\n{}\n7\n", valid[:-20], b"[" * 10**5 + valid):
         hashes.write_bytes(damaged)

@@ -7,7 +7,7 @@ import time
 import zipfile
 
 import pytest
-from helpers import put_audio, put_table
+from helpers import put_audio, put_table, run_python
 
 from stemgenre.data.competition import load_competition
 from stemgenre.errors import UserError
@@ -339,6 +339,19 @@ def test_a_link_to_a_folder_that_is_gone_is_named(data, caplog):
     (data / "more_sounds").symlink_to(data / "gone")
     assert len(load_competition(data, num_classes=2, cache_dir=data / "separated").train) == 2
     assert f"{data / 'more_sounds'} is a link to" in caplog.text
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal_or_the_log(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    put_audio(data / "blues" / "1.wav", data / "ro\x1b[31mck" / "1.wav")
+    (data / "\x1b[2J\x9b2Jgone").symlink_to(data / "gone")
+    done = run_python("train.py", f"DATA_DIR={data}", f"OUTPUT_DIR={out}", "DEVICE=cpu")
+    assert done.returncode == 2
+    printed = done.stdout + done.stderr
+    for text in (printed, (out / "train_log.txt").read_text(encoding="utf-8")):
+        assert r"\x1b[2J\x9b2Jgone is a link to" in text
+        assert "rename" in text and r"ro\x1b[31mck" in text
+        assert all(character.isprintable() or character == "\n" for character in text)
 
 
 def test_two_spellings_of_one_file_cannot_have_two_labels(data):

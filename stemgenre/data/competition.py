@@ -18,8 +18,13 @@ from stemgenre.data.find_files import (
     natural_key,
     near_names,
 )
-from stemgenre.data.tables import SubmissionTemplate, parse_label_ids, read_master, read_template
-from stemgenre.errors import UserError
+from stemgenre.data.tables import (
+    SubmissionTemplate,
+    parse_label_ids,
+    read_master,
+    read_template,
+)
+from stemgenre.errors import CONTROL_CHARACTER, UserError
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +147,9 @@ def _from_genre_folders(data_dir, audio):
     nested = [path for path in audio if path.parent != data_dir]
     train_paths = [path for path in nested if not _is_test(path.parent, data_dir)]
     genres = sorted({path.parent.name for path in train_paths}, key=natural_key)
+    for genre in genres:
+        if CONTROL_CHARACTER.search(genre):  # it would be printed and saved wherever the genre is
+            raise UserError(f"the folder {genre!r} has a control character in its name; rename it")
     if len(genres) < 2:
         raise UserError(
             f"{data_dir} has neither masters nor two genre folders; {_expected_layout(data_dir)}"

@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from stemgenre.data.find_files import AUDIO_SUFFIXES
-from stemgenre.errors import UserError
+from stemgenre.errors import CONTROL_CHARACTER, UserError
 
 MAX_LINE = 2**17  # characters
-CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey it
 CELL = {s: re.compile(rf'"((?:[^"]|"")*+)"(?={s}|$)|([^{s}]*)') for s in "\t,;"}
 
 

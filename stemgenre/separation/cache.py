@@ -7,13 +7,11 @@ that says what they were made from. Entries without meta, in float32, compressed
 
 import contextlib
 import errno
-import functools
 import json
 import math
 import os
 import stat
 import tempfile
-import time
 import tokenize
 import zipfile
 import zlib
@@ -23,8 +21,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from stemgenre.data.source_hashes import SourceHashes, file_state
 from stemgenre.errors import ClipError, UserError, first_line
-from stemgenre.files import atomic_write, sha256
+from stemgenre.files import atomic_write
 from stemgenre.settings import STEMS
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HASHES_FILE = ".source_hashes.jsonl"  # in the cache's folder: what SourceHashes remembers
-SETTLED_SECONDS = 2.0  # since a file's last change: the times of some file systems are as coarse
 LENGTH_TOLERANCE = 0.01  # of a clip's length, between it and an entry without meta
 MAX_MEMBER_BYTES = 4 * 3600 * 48000 * 4  # 4 h at 48 kHz in float32
 MAX_DEFLATE_RATIO = 1032  # bytes that a deflated byte can expand to
@@ -45,47 +43,6 @@ UNREADABLE = (  # what zipfile and NumPy raise for a damaged .npz
 
 class CacheError(ClipError):
     """An entry that cannot be trusted."""
-
-
-class SourceHashes:
-    """SHA-256 of source files, each of which is read once and again whenever it has changed.
-
-    A hash is remembered in the file `path` with the source's path, inode, times and size. ctime
-    cannot be set, so that contents exchanged with their old mtime are noticed. Lines are appended,
-    so that several processes can share the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def sha256(self, source: Path | str) -> str:
-        """The SHA-256 of the content of `source`, in hex. Raises ClipError if it cannot be read."""
-        with _reading(source):
-            key = _file_key(source)
-            if digest := self._known.get(key):
-                return digest
-            digest = sha256(source)
-            changed = max(key[2:4]) / 1e9
-            if time.time() - changed > SETTLED_SECONDS and _file_key(source) == key:
-                self._remember(key, digest)
-        return digest
-
-    @functools.cached_property
-    def _known(self):
-        known = {}
-        with contextlib.suppress(OSError):
-            for line in self.path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged
-                    *key, digest = json.loads(line)
-                    known[tuple(key)] = digest
-        return known
-
-    def _remember(self, key, digest):
-        self._known[key] = digest
-        with contextlib.suppress(OSError):  # a read-only folder, a full disk: hashed again
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                file.write(f"\n{json.dumps([*key, digest])}".encode())  # at once: lines stay whole
 
 
 class StemCache:
@@ -147,8 +104,7 @@ class StemCache:
         """
         from stemgenre.data import audio  # only here: the export needs neither it nor librosa
 
-        with _reading(source):
-            _file_key(source)
+        file_state(source)  # raises ClipError if it is gone
         try:
             seconds = audio.probe(source).seconds
         except UserError:
@@ -215,15 +171,13 @@ class StemCache:
         ClipError if the stems are NaN or infinite or `source` no longer exists, UserError if the
         entry cannot be written.
         """
-        with _reading(source):
-            size = Path(source).stat().st_size
         meta = {
             "format": FORMAT,
             "sample_rate": self.sample_rate,
             "model": self.model,
             "precision": precision,
             "source": Path(source).name,
-            "source_bytes": size,
+            "source_bytes": file_state(source).size,
             "source_sha256": source_sha256 or self.hash_source(source),
         }
         arrays = dict(zip(STEMS, np.asarray(stems, dtype=np.float16), strict=True))
@@ -294,27 +248,6 @@ class StemSpool:
             yield
         except OSError as error:
             raise UserError(f"{self.cache.folder} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _reading(source):
-    """ClipError instead of OSError if an audio file is gone or cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise ClipError(f"{source} can no longer be read: {error.strerror}") from None
-
-
-def _file_key(path) -> tuple[str, int, int, int, int]:
-    """(absolute path, inode, ctime and mtime in ns, bytes) of a regular file.
-
-    Raises ClipError for a pipe, which would be waited for, or a device, which has no end.
-    """
-    status = os.stat(path)  # noqa: PTH116 half the time of Path's, for 100,000 clips
-    if not stat.S_ISREG(status.st_mode):
-        raise ClipError(f"{path} is not a file")
-    times = status.st_ctime_ns, status.st_mtime_ns
-    return os.path.abspath(path), status.st_ino, *times, status.st_size  # noqa: PTH100
 
 
 def _read_entry(path) -> tuple[np.ndarray, dict[str, Any] | None]:
