@@ -82,7 +82,9 @@ def _format_probabilities(logits):
 
 
 def _write_csv(path, rows, separator=",", line_end="\n"):
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+    # File names that are not UTF-8 are written as the bytes that they are.
+    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with atomic_write(path, "w", **options) as file:
         csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
 
 

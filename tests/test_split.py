@@ -128,6 +128,12 @@ def test_groups_are_joined_by_clip_name_to_training_clips_only(settings, tmp_pat
         load_groups(settings, clips)
 
 
+def test_groups_of_clips_whose_name_is_not_utf8_are_read(settings, tmp_path):
+    clips = table([0, 1]).assign(clip=["a", os.fsdecode(b"caf\xe9")])
+    write(tmp_path, clips, [7, 5])
+    assert load_groups(settings, clips).tolist() == [7, 5]
+
+
 def test_groups_are_not_read_unless_asked_for(tmp_path):
     assert load_groups(load_settings([f"EDA_DIR={tmp_path}"]), table([0])) is None
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -96,6 +97,20 @@ def test_two_test_clips_with_the_same_name_have_a_row_each(tmp_path):
     competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
     write_submission(tmp_path / "submit.csv", competition, [0, 1])
     assert (tmp_path / "submit.csv").read_text() == "test/a/1.wav,0\ntest/b/1.wav,1\n"
+
+
+def test_a_name_that_is_not_utf8_is_written_as_it_is(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    put_audio(*(tmp_path / place for place in ("rock/1.wav", "blues/1.wav")))
+    put_audio(tmp_path / "test" / "cafe.wav")
+    (tmp_path / "test" / "cafe.wav").rename(tmp_path / "test" / name)
+    competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
+    write_submission(tmp_path / "submit.csv", competition, [1])
+    assert (tmp_path / "submit.csv").read_bytes() == b"caf\xe9.wav,1\n"
+    valid = competition.train[:1]
+    write_probabilities(tmp_path, competition, valid, torch.zeros(1, 2), torch.zeros(1, 2))
+    rows = (tmp_path / "test_probabilities.csv").read_bytes().splitlines()
+    assert rows[1].startswith(b"caf\xe9.wav,0.5")
 
 
 def test_without_test_clips_there_is_no_submission(tmp_path, caplog):

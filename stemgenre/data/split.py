@@ -23,6 +23,7 @@ from stemgenre.settings import Settings
 log = logging.getLogger(__name__)
 
 GROUPS_FILE = "groups.csv"  # below EDA_DIR
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name
 GROUPS_COLUMNS = ("split", "clip", "file_name", "group")
 
 
@@ -138,7 +139,7 @@ def number_groups(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> 
 
 def write_groups(path: Path, clips: pd.DataFrame) -> None:
     """Writes GROUPS_COLUMNS of `clips` as CSV, one row per clip."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path, "w", **TEXT) as file:
         clips.to_csv(file, columns=list(GROUPS_COLUMNS), index=False)
 
 
@@ -153,7 +154,7 @@ def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; delete it and run python eda.py")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(**TEXT) as file:
             rows = list(csv.DictReader(file))
         known = {row["clip"]: int(row["group"]) for row in rows if row["split"] == "train"}
     except OSError as error:
