@@ -8,12 +8,14 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 from helpers import put_audio, put_table, run_python
 
 from stemgenre.data.competition import load_competition
 from stemgenre.data.find_files import clip_names, natural_key
 from stemgenre.errors import UserError
+from stemgenre.separation.cache import StemCache
 
 GENRES = [("ロック", 7), ("blues", 0), ("jazz", 42)]  # neither alphabetical nor contiguous
 TRAIN = [(f"train_{n}.wav", GENRES[n % 3]) for n in range(12)]
@@ -329,6 +331,27 @@ def test_an_unreadable_file_with_an_ambiguous_name_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b/1\.wav cannot be read: No such file"):
         put_audio(tmp_path / "a" / "1.wav")
         clip_names([tmp_path / "a" / "1.wav", tmp_path / "b" / "1.wav"])
+
+
+@pytest.mark.parametrize(
+    "stem", ["x" * 252, "曲" * 84, "x" * 245], ids=["longest", "in Japanese", "with a hash"]
+)
+def test_the_longest_file_names_fit_into_the_cache(tmp_path, stem):
+    paths = [tmp_path / folder / f"{stem}.au" for folder in ("a", "b")]
+    put_audio(*paths, tmp_path / "a" / "1.au")
+    cache = StemCache(tmp_path / "separated", model="htdemucs", sample_rate=8000)
+    for group in (paths, paths[:1]):
+        names = clip_names(group)
+        assert len(set(names)) == len(group)
+        for name, path in zip(names, group, strict=True):
+            cache.write(name, np.ones((4, 10)), path)
+            assert cache.is_current(name, path)
+
+
+def test_a_folder_and_a_file_name_that_look_alike_stay_apart(tmp_path):
+    paths = [tmp_path / name for name in ("x/a.wav", "x__a.wav", "x_a.wav", "y/a.wav")]
+    put_audio(*paths)
+    assert len(set(clip_names(paths))) == 4
 
 
 def test_a_pipe_with_an_ambiguous_name_is_named(tmp_path):

@@ -18,6 +18,7 @@ AUDIO_SUFFIXES = (
     *(".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".oga", ".opus", ".snd"),
     *(".m4a", ".aac", ".mp4", ".webm", ".wma"),  # these need ffmpeg
 )
+MAX_STEM_BYTES = 200  # of a file name; file systems allow 255 with ".npz" and what is appended
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
@@ -124,18 +125,22 @@ def clip_names(paths: Sequence[Path]) -> list[str]:
 
     Where several files share a stem (on some file systems A.wav and a.wav do), 8 hex digits of the
     content's SHA-256 are appended, so that the name is the same in any folder and on any machine.
-    Raises UserError if such a file cannot be read.
+    So they are where a stem is too long, of which MAX_STEM_BYTES are left. Raises UserError if such
+    a file cannot be read.
     """
     counts = collections.Counter(path.stem.casefold() for path in set(paths))
     names = []
     for path in paths:
         name = path.stem
-        if counts[name.casefold()] > 1:
+        too_long = len(os.fsencode(name)) > MAX_STEM_BYTES
+        if too_long or counts[name.casefold()] > 1:
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} cannot be read: it is a pipe or a device, not a file")
             try:
-                name += f"-{sha256(path)[:8]}"
+                digest = sha256(path)[:8]
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error.strerror}") from None
+            start = os.fsencode(name)[:MAX_STEM_BYTES].decode(errors="ignore")
+            name = f"{start if too_long else name}-{digest}"
         names.append(name)
     return names

@@ -52,11 +52,15 @@ class StemCache:
         self.folder = Path(folder)
         self.model = model
         self.sample_rate = sample_rate
-        self.hash_source = SourceHashes(self.folder / HASHES_FILE).sha256
+        self._source_hashes = SourceHashes(self.folder / HASHES_FILE)
 
     def path(self, clip: str) -> Path:
         """The path of a clip's entry, whether it exists or not."""
         return self.folder / f"{clip}.npz"
+
+    def hash_source(self, source: Path | str) -> str:
+        """The SHA-256 of an audio file, remembered in the cache. Raises ClipError if it is gone."""
+        return self._source_hashes.sha256(source)
 
     def is_current(self, clip: str, source: Path | str) -> bool:
         """Whether the clip has an entry that was made from the audio file `source` as it is now.
@@ -65,9 +69,9 @@ class StemCache:
         Raises ClipError if `source` no longer exists.
         """
         path = self.path(clip)
-        if not path.is_file():
-            return False
         try:
+            if not path.is_file():
+                return False
             with zipfile.ZipFile(path) as archive:
                 sizes = {archive.getinfo(f"{stem}.npy").file_size for stem in STEMS}
                 meta = _read_meta(archive)
