@@ -133,6 +133,8 @@ def _split_cells(line, separator):
 
     Quotes pair if they enclose a whole cell; others are text.
     """
+    if '"' not in line:
+        return [cell.strip() for cell in line.split(separator)], False
     cells, opens_quotes, end = [], False, -1
     while end < len(line):
         match = CELL[separator].match(line, end + 1)
