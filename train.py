@@ -83,6 +83,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         settings.model, num_classes=len(competition.label_ids), seed=seed, resuming=bool(saved)
     )
 
+    if runtime.is_main and not saved:
+        checkpoint.set_aside(paths.output(paths.checkpoint_file))
+
     # 2  clips -> stems
     summary = Summary()
     with summary.stage("separation"):

@@ -104,7 +104,7 @@ def kill_runs(folder, options):
 def start(settings, out):
     """train.py's process; resumed if there is a checkpoint in `out`."""
     path = out / "checkpoint.pth"
-    resume = path.exists() or checkpoint.previous_path(path).exists()
+    resume = path.exists()
     command = [sys.executable, "train.py", "--demo", *settings, f"OUTPUT_DIR={out}"]
     return subprocess.Popen(
         [*command, f"RESUME_FROM_CHECKPOINT={resume}"],
@@ -151,7 +151,7 @@ def result(out):
     """Weights, best weights, metrics without the seconds, submission."""
     weights = checkpoint.load(out / "checkpoint.pth", "checkpoint")["weights"]
     best = checkpoint.load(out / "best_model.pth", "model")["weights"]
-    metrics = pd.read_csv(out / "metrics.csv").drop(columns="seconds")
+    metrics = pd.read_csv(out / "metrics.csv").drop(columns=["seconds", "run_id"])
     return [weights, best], metrics, (out / "submit.csv").read_bytes()
 
 

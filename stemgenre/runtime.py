@@ -194,11 +194,22 @@ def derive_seed(*parts: int) -> int:
 
 
 class MicroBatch:
-    """How many clips go through the device at once: `size`, halved when GPU memory runs out."""
+    """How many clips go through the device at once: `size`, halved when GPU memory runs out.
 
-    def __init__(self, size: int, *, name: str = "micro-batch"):
+    Before that, `free_memory` is called, which frees what can be done without: it returns whether
+    there was anything.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        name: str = "micro-batch",
+        free_memory: Callable[[], bool] = lambda: False,
+    ):
         self.size = size
         self.name = name
+        self.free_memory = free_memory
 
     def run(self, function: Callable[[int], Any], clips: int, *, too_large: str) -> Any:
         """function(size) for `clips` clips, again with half the size while it runs out of memory.
@@ -212,6 +223,10 @@ class MicroBatch:
                 return function(size)
             except torch.OutOfMemoryError:
                 pass  # outside this block, so that the failed call's tensors are freed
+            if self.free_memory():
+                torch.cuda.empty_cache()
+                log.warning("GPU out of memory: stems are no longer kept on the GPU")
+                continue
             if size <= 1:
                 raise UserError(too_large)
             self.size = size // 2

@@ -61,7 +61,7 @@ def run_results(out):
         checkpoint.load(out / name, kind)["weights"]
         for name, kind in (("checkpoint.pth", "checkpoint"), ("best_model.pth", "model"))
     ]
-    metrics = pd.read_csv(out / "metrics.csv").drop(columns="seconds")
+    metrics = pd.read_csv(out / "metrics.csv").drop(columns=["seconds", "run_id"])
     tables = ("submit.csv", "valid_predictions.csv", "test_probabilities.csv")
     return weights, metrics, [(out / name).read_bytes() for name in tables]
 

@@ -177,7 +177,8 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
 
 
 def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
-    content = CONTENT | {"run_signature": SIGNATURE, "train_state": {}, "channel_stats": []}
+    content = CONTENT | {"run_signature": SIGNATURE, "run_id": "", "best_weights": {}}
+    content |= {"train_state": {}, "channel_stats": []}
     checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
     resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
     assert equal(
@@ -187,11 +188,15 @@ def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
         checkpoint.load_resume_checkpoint(resume, SIGNATURE | {"SEED": 7})
 
 
-def test_starting_from_scratch_warns_that_a_checkpoint_will_be_replaced(path, caplog):
+def test_starting_from_scratch_puts_an_earlier_runs_checkpoint_aside_and_says_so(path, caplog):
+    content = path.read_bytes()
     with caplog.at_level(logging.WARNING):
-        assert checkpoint.load_resume_checkpoint(settings(path.parent), SIGNATURE) is None
-    assert str(path) in caplog.text
+        checkpoint.set_aside(path)
+    assert not path.exists()
+    assert path.with_name("checkpoint.older.pth").read_bytes() == content
+    assert str(path.with_name("checkpoint.older.pth")) in caplog.text
     assert "RESUME_FROM_CHECKPOINT=True" in caplog.text
     caplog.clear()
-    assert checkpoint.load_resume_checkpoint(settings(path.parent / "new"), SIGNATURE) is None
+    checkpoint.set_aside(path)
     assert not caplog.messages
+    assert checkpoint.load_resume_checkpoint(settings(path.parent), SIGNATURE) is None

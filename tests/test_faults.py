@@ -125,7 +125,71 @@ def test_steps_that_the_fp16_scaler_skips_do_not_stop_the_run(small_settings, mo
     out = run_training(small_settings("EPOCHS=1"))
     saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
     assert saved["scaler"]["scale"] < 2.0**127, "steps were skipped"
-    assert np.isfinite(pd.read_csv(out / "metrics.csv")).all().all()
+    assert np.isfinite(pd.read_csv(out / "metrics.csv").drop(columns="run_id")).all().all()
+
+
+@pytest.fixture
+def fp16_scaler(monkeypatch):
+    """From now on, a run takes its steps as an fp16 GPU does, with a gradient scaler."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+
+
+def test_a_run_moves_between_an_fp16_gpu_and_others(trained, small_settings, request):
+    settings, path, _ = trained
+    request.getfixturevalue("fp16_scaler")
+    run_training(settings)
+    assert checkpoint.load(path, "checkpoint")["scaler"]["scale"] > 1
+    request.getfixturevalue("monkeypatch").undo()
+    run_training(small_settings("RESUME_FROM_CHECKPOINT=True", "EPOCHS=3"))
+    assert len(pd.read_csv(path.with_name("metrics.csv"))) == 3
+
+
+class Overflow(torch.nn.Module):
+    """Infinite instead of its input in some calls of a training run; counts them."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, images):
+        self.calls += self.training
+        return images * float("inf") if self.training and self.calls in self.at else images
+
+
+@pytest.fixture
+def overflow_in(monkeypatch):
+    """A function: from then on, these forward passes of a training run overflow."""
+
+    def set_calls(*calls):
+        build = model.build_backbone
+
+        def backbone(stochastic_depth):
+            net = build(stochastic_depth)
+            net.features[8].insert(0, Overflow(calls))  # before a BatchNorm
+            return net
+
+        monkeypatch.setattr(model, "build_backbone", backbone)
+
+    return set_calls
+
+
+def test_a_step_whose_forward_pass_overflows_in_fp16_is_skipped(
+    small_settings, fp16_scaler, overflow_in
+):
+    overflow_in(2)
+    out = run_training(small_settings("EPOCHS=2"))
+    saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
+    assert saved["scaler"]["scale"] == 2.0**15, "one step was skipped"
+    assert all(tensor.isfinite().all() for tensor in saved["weights"].values())
+    metrics = pd.read_csv(out / "metrics.csv").drop(columns="run_id")
+    assert np.isfinite(metrics).all().all()
+
+
+def test_an_epoch_of_nothing_but_overflows_stops_the_run(small_settings, fp16_scaler, overflow_in):
+    overflow_in(1, 2, 3)
+    with pytest.raises(UserError, match="in epoch 1, batch 1 of 3"):
+        run_training(small_settings("EPOCHS=2"))
 
 
 def test_a_nan_output_is_no_prediction(trained, small_settings):
@@ -159,7 +223,8 @@ def test_when_neither_checkpoint_can_be_read_the_run_stops(trained):
 
 
 @pytest.mark.parametrize(
-    "key", ["optimizer", "scheduler", "channel_stats", "train_state", "run_signature"]
+    "key",
+    ["optimizer", "scheduler", "channel_stats", "train_state", "run_signature", "best_weights"],
 )
 def test_a_checkpoint_without_a_part_is_refused(trained, key):
     settings, path, _ = trained

@@ -17,6 +17,7 @@ from helpers import assert_same_run, run_results, tone
 from stemgenre.training.checkpoint import previous_path
 
 EVERY_STEP = "CHECKPOINT_MINUTES=1e-9"
+OLDER = ("LR=3e-3", "EPOCHS=3")
 TRAINING = {  # one run each, killed at event after event; 2 epochs of 3 steps, saved after each
     "before anything is saved": [
         ("measure", 7), ("half:.index.html*", 1), ("step", 1), ("half:.checkpoint.pth*", 1),
@@ -57,10 +58,9 @@ def stored_stems(cache):
     return {path.name: path.read_bytes() for path in cache.glob("*.npz")}
 
 
-def run(overrides, out, **event):
-    """(exit code, output) of one run; it resumes from a checkpoint if there is one."""
-    path = out / "checkpoint.pth"
-    resume = path.exists() or previous_path(path).exists()
+def run(overrides, out, *, fresh=False, **event):
+    """(exit code, output) of one run; it resumes from a checkpoint if there is one, or is fresh."""
+    resume = (out / "checkpoint.pth").exists() and not fresh
     options = [*overrides, f"OUTPUT_DIR={out}", f"RESUME_FROM_CHECKPOINT={resume}"]
     return kill_points.run(options, **event)
 
@@ -93,10 +93,11 @@ def assert_ends_well(overrides, out, cache, expected):
     return output
 
 
-def kill_at_each(events, overrides, out):
-    for event, count in events:
-        with_report = "index.html" in event
-        code, output = run(overrides, out, at=event, count=count, with_report=with_report)
+def kill_at_each(events, overrides, out, *, used=False):
+    """One killed run after another in `out`, which may be `used` by an older run."""
+    for number, (event, count) in enumerate(events):
+        options = {"with_report": "index.html" in event, "fresh": used and number == 0}
+        code, output = run(overrides, out, at=event, count=count, **options)
         assert code == kill_points.KILLED, f"{event} {count}: {output}"
 
 
@@ -111,11 +112,42 @@ def training(small_data, tmp_path_factory):
     return [*overrides, EVERY_STEP], cache, (run_results(out), stored_stems(cache))
 
 
+@pytest.fixture(scope="module")
+def older(training, tmp_path_factory):
+    """The output folder of a finished run with other settings; not to be changed."""
+    out = tmp_path_factory.mktemp("older")
+    code, output = run([*training[0][:-1], *OLDER], out)
+    assert code == 0, output
+    return out
+
+
 @pytest.mark.parametrize("events", TRAINING.values(), ids=TRAINING)
-def test_killed_in_training(training, tmp_path, events):
+def test_killed_in_training(training, older, tmp_path, events):
     overrides, cache, expected = training
-    kill_at_each(events, overrides, tmp_path)
-    assert_ends_well(overrides, tmp_path, cache, expected)
+    out = shutil.copytree(older, tmp_path / "out")
+    kill_at_each(events, overrides, out, used=True)
+    assert_ends_well(overrides, out, cache, expected)
+    assert not [path for path in out.iterdir() if "older" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("at", "action"),
+    [("step", kill_points.KILL), ("replaced:best_model.pth", kill_points.KILL),
+     ("open:.checkpoint.pth*", kill_points.FULL)],
+)  # fmt: skip
+def test_a_fresh_run_without_a_checkpoint_yet_never_resumes_the_older_run(
+    training, older, tmp_path, at, action
+):
+    overrides, cache, expected = training
+    out, overrides = shutil.copytree(older, tmp_path / "out"), overrides[:-1]
+    code, output = run(overrides, out, fresh=True, at=at, action=action)
+    assert code != 0, output
+    options = [*overrides, f"OUTPUT_DIR={out}", "RESUME_FROM_CHECKPOINT=True"]
+    code, output = kill_points.run(options)
+    assert code == 2, "resumed as the README says"
+    assert "there is no checkpoint" in output
+    assert "To resume from checkpoint.older.pth, rename it to checkpoint.pth" in output
+    assert_ends_well(overrides, out, cache, expected)
 
 
 @pytest.fixture(scope="module")
@@ -126,19 +158,29 @@ def killed(training, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("fault", ["torn", "flipped", "missing"])
-def test_a_checkpoint_that_is_lost_is_replaced_by_the_one_before(training, killed, tmp_path, fault):
+@pytest.mark.parametrize("fault", ["torn", "flipped"])
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(training, killed, tmp_path, fault):
     overrides, cache, expected = training
     out = shutil.copytree(killed, tmp_path / "out")
     path = out / "checkpoint.pth"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.unlink()
-    if fault != "missing":
-        path.write_bytes(data if fault == "flipped" else data[: len(data) // 2])
+    path.write_bytes(data if fault == "flipped" else data[: len(data) // 2])
     output = assert_ends_well(overrides, out, cache, expected)
     assert f"the previous one is used, {previous_path(path)}" in output
-    assert "resumed from epoch 2, step 0" in output
+    assert f"resumed from epoch 2, step 0 ({previous_path(path)})" in output
+
+
+def test_a_deleted_checkpoint_is_no_checkpoint(training, killed, tmp_path):
+    out = shutil.copytree(killed, tmp_path / "out")
+    for name in ("checkpoint.pth", "best_model.pth"):
+        (out / name).unlink()
+    options = [*training[0], f"OUTPUT_DIR={out}", "RESUME_FROM_CHECKPOINT=True"]
+    code, output = kill_points.run(options)
+    assert code == 2, output
+    assert "there is no checkpoint" in output
+    assert "RESUME_FROM_CHECKPOINT=False starts from scratch" in output
+    assert "To resume from checkpoint.previous.pth, rename it to checkpoint.pth" in output
 
 
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(training, tmp_path):

@@ -19,7 +19,7 @@ from helpers import ROOT, assert_same_run, run_python, run_results, run_training
 from stemgenre import Classifier
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import FIELDS, load_settings
-from stemgenre.training import checkpoint, model
+from stemgenre.training import checkpoint, model, trainer
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.stem_loader import check_batch_size
 from stemgenre.training.trainer import Trainer
@@ -35,7 +35,7 @@ def test_a_run_leaves_a_submission_in_sample_submits_form(finished_run, small_da
 def test_a_run_leaves_metrics_a_summary_and_models(finished_run):
     metrics = pd.read_csv(finished_run / "metrics.csv")
     assert metrics["epoch"].tolist() == [1, 2]
-    assert np.isfinite(metrics).all().all()
+    assert np.isfinite(metrics.drop(columns="run_id")).all().all()
     assert metrics["learning_rate"].is_monotonic_decreasing
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["clips"] == {"train": 19, "valid": 11, "test": 10}
@@ -133,6 +133,37 @@ def test_a_finished_run_can_be_resumed_for_more_epochs(one_epoch):
     assert pd.read_csv(out / "metrics.csv")["epoch"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("beside", ["nothing", "another run's"])
+def test_the_checkpoint_alone_carries_a_run_to_another_machine(beside, one_epoch, caplog):
+    settings = one_epoch("EPOCHS=1")
+    out = settings.paths.output("")
+    expected, metrics = run_results(out), (out / "metrics.csv").read_text()
+    other = checkpoint.load(out / "best_model.pth", "model") | {"run_id": "another"}
+    other["weights"]["classifier.4.weight"].zero_()
+    for path in out.iterdir():
+        if path.is_file() and path.name != "checkpoint.pth":
+            path.unlink()
+    if beside != "nothing":
+        checkpoint.save(out / "best_model.pth", "model", other)
+        (out / "metrics.csv").write_text("another run's\n")
+    assert_same_run(run_training(settings), expected)
+    assert (out / "metrics.csv").read_text() == metrics
+    assert "best_model.pth is missing or of another run: written from the checkpoint" in caplog.text
+
+
+def test_checkpoint_best_model_and_metrics_name_their_run(finished_run, one_epoch):
+    def run_ids(out):
+        saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
+        best = checkpoint.load(out / "best_model.pth", "model")
+        return {saved["run_id"], best["run_id"], *pd.read_csv(out / "metrics.csv")["run_id"]}
+
+    settings = one_epoch("EPOCHS=2")
+    first = run_ids(settings.paths.output(""))
+    assert len(first) == 1
+    assert run_ids(run_training(settings)) == first, "a resumed run is the same run"
+    assert run_ids(finished_run).isdisjoint(first)
+
+
 @pytest.mark.parametrize("state", ["LOAD_OPTIMIZER_STATE", "LOAD_SCHEDULER_STATE"])
 def test_a_part_that_is_not_loaded_restarts_warm(state, one_epoch):
     out = run_training(one_epoch("EPOCHS=3", f"{state}=False"))
@@ -165,6 +196,22 @@ def test_training_stops_early_without_a_better_epoch(small_settings):
         )
     )  # fmt: skip
     assert len(pd.read_csv(out / "metrics.csv")) == 3
+
+
+def test_patience_is_about_the_accuracy_that_its_message_names(small_settings, monkeypatch):
+    losses = iter(range(9, 0, -1))
+
+    def improve_the_loss_alone(*arguments, **options):
+        logits = compute_logits(*arguments, **options)
+        return torch.zeros_like(logits).index_fill(1, torch.tensor([0]), float(next(losses)))
+
+    compute_logits = trainer.compute_logits
+    monkeypatch.setattr(trainer, "compute_logits", improve_the_loss_alone)
+    out = run_training(small_settings("EPOCHS=9", "PATIENCE=2"))
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert metrics["valid_loss"].is_monotonic_decreasing
+    assert len(metrics) == 3
+    assert checkpoint.load(out / "best_model.pth", "model")["epoch"] == 3, "ties: the lower loss"
 
 
 def test_ties_in_accuracy_go_to_the_lower_loss():

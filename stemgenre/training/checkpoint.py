@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import secrets
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,10 @@ FORMAT = 3
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 # raised by using what a file holds, if that is incomplete or of the wrong type or shape
 
+REQUIRED = {
+    "run_id", "run_signature", "train_state", "weights", "best_weights", "channel_stats",
+}  # fmt: skip
+
 
 @dataclass
 class TrainState:
@@ -37,6 +43,19 @@ class TrainState:
     def is_better(self, accuracy: float, loss: float) -> bool:
         """Whether the validation accuracy is higher, or the same with a lower loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+
+    def epochs_without_better_accuracy(self) -> int:
+        """How many epochs have finished since the validation accuracy was higher than before.
+
+        An equal accuracy with a lower loss gives a better model, but does not count here.
+        """
+        accuracies = [row["valid_accuracy"] for row in self.history]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def new_run_id() -> str:
+    """A name for a run that no other has: the local time and a random part."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 def save(path: Path, kind: str, content: dict[str, Any], *, previous: Path | None = None) -> None:
@@ -100,6 +119,31 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def older_path(path: Path) -> Path:
+    """Where the checkpoint of another run is kept until this run saves: checkpoint.older.pth."""
+    return path.with_name(f"{path.stem}.older{path.suffix}")
+
+
+def set_aside(path: Path) -> None:
+    """Renames the checkpoint of an earlier run, so that only a run's own can be resumed.
+
+    A run that starts from scratch calls it before its first step: if it is killed before its first
+    checkpoint, there is none. Raises UserError if the file cannot be renamed.
+    """
+    if path.is_file():
+        try:
+            path.replace(older_path(path))
+            previous_path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be renamed: {error.strerror}") from None
+        log.warning(
+            "the checkpoint of an earlier run is now %s, until this run has saved one. To resume "
+            "that run, rename it to %s and set RESUME_FROM_CHECKPOINT=True",
+            older_path(path),
+            path.name,
+        )
+
+
 def save_run(path: Path, content: dict[str, Any], *, first: bool) -> None:
     """Writes a run's checkpoint; the one before it stays until the next.
 
@@ -110,17 +154,41 @@ def save_run(path: Path, content: dict[str, Any], *, first: bool) -> None:
         with contextlib.suppress(OSError):  # save() names a folder that cannot be written
             previous.unlink(missing_ok=True)
     save(path, "checkpoint", content, previous=None if first else previous)
+    with contextlib.suppress(OSError):
+        older_path(path).unlink(missing_ok=True)
+
+
+def is_best_model_of(path: Path, run_id: str, epoch: int) -> bool:
+    """Whether `path` holds a model that can be read, of that run and epoch."""
+    try:
+        model = load(path, "model")
+    except UserError:
+        return False
+    return (model.get("run_id"), model.get("epoch")) == (run_id, epoch)
+
+
+def write_metrics(path: Path, history: list[dict[str, float]], run_id: str) -> None:
+    """Writes metrics.csv: a row per finished epoch, with the id of the run as the last column."""
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        pd.DataFrame(history).assign(run_id=run_id).to_csv(file, index=False)
 
 
 def load_run(path: Path) -> tuple[Path, dict[str, Any]]:
     """(path, content) of a run's newest readable checkpoint: the one at `path`, or the previous.
 
-    Raises UserError if neither can be read.
+    The previous one is for a damaged file; without one at `path` there is no checkpoint. Raises
+    UserError if there is none, or if neither can be read.
     """
+    previous, older = previous_path(path), older_path(path)
+    if not path.is_file():
+        left = [kept.name for kept in (previous, older) if kept.is_file()]
+        raise UserError(
+            f"there is no checkpoint {path}; RESUME_FROM_CHECKPOINT=False starts from scratch"
+            + (f". To resume from {' or '.join(left)}, rename it to {path.name}" if left else "")
+        )
     try:
         return path, load(path, "checkpoint")
     except UserError as error:
-        previous = previous_path(path)
         if not previous.is_file():
             raise
         content = load(previous, "checkpoint")
@@ -131,24 +199,18 @@ def load_run(path: Path) -> tuple[Path, dict[str, Any]]:
 def load_resume_checkpoint(
     settings: Settings, run_signature: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The content of the checkpoint to resume from; None for a run that starts from scratch.
+    """The content of the checkpoint to resume from, and its path as "path".
 
-    Raises UserError if RESUME_FROM_CHECKPOINT=True and there is none that fits the run.
+    None for a run that starts from scratch. Raises UserError if RESUME_FROM_CHECKPOINT=True and
+    there is none that fits the run.
     """
-    path = settings.paths.output(settings.paths.checkpoint_file)
     if not settings.train.resume_from_checkpoint:
-        if path.is_file() or previous_path(path).is_file():
-            log.warning(
-                "%s of an earlier run will be replaced after the first epoch; "
-                "RESUME_FROM_CHECKPOINT=True resumes that run instead",
-                path,
-            )
         return None
-    path, saved = load_run(path)
-    if missing := {"run_signature", "train_state", "weights", "channel_stats"} - saved.keys():
+    path, saved = load_run(settings.paths.output(settings.paths.checkpoint_file))
+    if missing := REQUIRED - saved.keys():
         raise UserError(f"{path} is not a complete checkpoint: it has no {min(missing)}")
     check_signature(path, saved["run_signature"], run_signature)
-    return saved
+    return saved | {"path": path}
 
 
 def run_signature(

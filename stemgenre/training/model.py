@@ -3,6 +3,7 @@
 import pickle
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torchvision.models import EfficientNet, EfficientNet_B3_Weights, efficientnet_b3
 
@@ -58,7 +59,7 @@ class GenreNet(nn.Module):
             self.features[: self.freeze_stages].eval()
             if self.frozen_batchnorm == "adapt":
                 for module in self.features[: self.freeze_stages].modules():
-                    if isinstance(module, nn.BatchNorm2d):
+                    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
                         module.train()
         return self
 
@@ -84,6 +85,30 @@ def widen(convolution: nn.Conv2d, *, in_channels: int) -> nn.Conv2d:
         wide.weight[:, :3] = convolution.weight
         wide.weight[:, 3:] = convolution.weight.mean(1, keepdim=True)
     return wide
+
+
+def sync_batchnorm(net: GenreNet) -> GenreNet:
+    """`net` for one of several processes: on CUDA, BatchNorm takes the statistics of all ranks.
+
+    PyTorch has no SyncBatchNorm elsewhere: there, each rank normalises by its own clips (see
+    average_batchnorm). The names in the state_dict stay.
+    """
+    on_cuda = next(net.parameters()).device.type == "cuda"
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if on_cuda else net
+
+
+def average_batchnorm(net: nn.Module, world_size: int) -> None:
+    """Sets BatchNorm's running statistics to their mean over all ranks. A collective."""
+    for buffer in net.buffers() if world_size > 1 else ():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world_size
+
+
+def all_finite(net: nn.Module) -> bool:
+    """Whether no weight and no statistic of `net` is NaN or infinite; waits for the device once."""
+    tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def build_model(

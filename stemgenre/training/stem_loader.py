@@ -28,9 +28,8 @@ def epoch_batches(
     return np.array_split(order, math.ceil(len(clips) / batch_size))
 
 
-def split_evenly(count: int, size: int) -> list[slice]:
-    """Slices of range(count), as few and as equal as possible, of at most `size` each."""
-    parts = -(-count // size)
+def split_evenly(count: int, parts: int) -> list[slice]:
+    """range(count) as so many slices, as equal as possible."""
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
@@ -51,8 +50,8 @@ class StemLoader:
     """Reads clips' stems from the cache in threads, cut to the longest an image can need.
 
     At the fastest tempo, an image covers that much more of a long clip. On a CUDA GPU, stems stay
-    in its memory from epoch to epoch, up to the fraction `device_cache` of what is free now; the
-    host's memory does not grow with the number of clips.
+    in its memory from epoch to epoch, up to the fraction `device_cache` of what is free now, until
+    drop_gpu_cache() is called; the host's memory does not grow with the number of clips.
     """
 
     def __init__(
@@ -73,18 +72,26 @@ class StemLoader:
         self.gpu_cache = {}
         self.budget_bytes = 0  # that may still be added to gpu_cache
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the allocator still holds of Demucs' memory
             self.budget_bytes = device_cache * torch.cuda.mem_get_info(device)[0]
 
     def read(self, clip: str) -> torch.Tensor:
         """Stems (4, samples) of a clip, float16 or float32, on the device."""
-        if clip in self.gpu_cache:
-            return self.gpu_cache[clip]
+        if (stems := self.gpu_cache.get(clip)) is not None:  # other threads may drop the cache
+            return stems
         stems = torch.from_numpy(np.ascontiguousarray(self.cache.read(clip)[:, : self.samples]))
         stems = to_device(stems, self.device)
         if stems.nbytes <= self.budget_bytes:
             self.budget_bytes -= stems.nbytes
             self.gpu_cache[clip] = stems
         return stems
+
+    def drop_gpu_cache(self) -> bool:
+        """Frees the stems that stay on the GPU, from now on; whether there were any."""
+        self.budget_bytes = 0
+        had_any = bool(self.gpu_cache)
+        self.gpu_cache = {}
+        return had_any
 
     def batches(
         self, clips: pd.DataFrame, batches: Sequence[np.ndarray]

@@ -9,7 +9,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,13 +20,12 @@ from tqdm import tqdm
 from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.features.augmentation import sample_params
 from stemgenre.features.log_mel import Frontend
-from stemgenre.files import atomic_write
 from stemgenre.runtime import MicroBatch, Runtime, derive_seed, to_device
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import amp_type, autocast, compute_logits
-from stemgenre.training.model import GenreNet
+from stemgenre.training.model import GenreNet, all_finite, average_batchnorm, sync_batchnorm
 from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
 
 log = logging.getLogger(__name__)
@@ -63,10 +61,12 @@ class Trainer:
         self.clip_indices = train_clips.index.tolist()
         self.targets = train_clips["target"].to_numpy()
 
-        self.net = net.to(device, memory_format=torch.channels_last)
-        self.ddp_net = DistributedDataParallel(net) if runtime.world_size > 1 else net
+        net = net.to(device, memory_format=torch.channels_last)
+        self.net = self.ddp_net = sync_batchnorm(net) if runtime.world_size > 1 else net
+        if runtime.world_size > 1:
+            self.ddp_net = DistributedDataParallel(self.net, broadcast_buffers=False)
         self.compiled_net = maybe_compile(self.ddp_net, options.compile)
-        self.trainable = [p for p in net.parameters() if p.requires_grad]
+        self.trainable = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trainable,
             lr=options.lr,
@@ -79,9 +79,13 @@ class Trainer:
         self.amp_dtype = amp_type(device, options.use_amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         auto = options.micro_batch == "auto"
-        self.micro_batch = MicroBatch(options.batch_size if auto else options.micro_batch)
+        self.micro_batch = MicroBatch(
+            options.batch_size // runtime.world_size if auto else options.micro_batch,
+            free_memory=loader.drop_gpu_cache,
+        )
 
-        self.state = TrainState()
+        self.state, self.run_id = TrainState(), checkpoint.new_run_id()
+        self.best_weights = {}  # on the CPU, of state.best_epoch
         self.saved_at = time.monotonic()
         self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
 
@@ -92,15 +96,13 @@ class Trainer:
         """
         options, state, runtime = self.settings.train, self.state, self.runtime
         while state.epoch < options.epochs:
-            if state.history and state.epoch - state.best_epoch >= options.patience:
+            if state.epochs_without_better_accuracy() >= options.patience:
                 log.info(
                     "no better validation accuracy for %d epochs: stopped early", options.patience
                 )
                 break
             self.train_epoch()
             started = time.monotonic()
-            for buffer in self.net.buffers() if runtime.world_size > 1 else ():
-                torch.distributed.broadcast(buffer, 0)  # BatchNorm's statistics
             logits = compute_logits(
                 self.net,
                 self.frontend,
@@ -118,9 +120,12 @@ class Trainer:
             if better:
                 state.best_epoch = state.epoch
                 state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
+                self.best_weights = {
+                    name: tensor.detach().cpu().clone()
+                    for name, tensor in self.net.state_dict().items()
+                }
                 self._save_best_model()
-            if runtime.is_main:
-                write_metrics(self.settings.paths.output("metrics.csv"), state.history)
+            self._write_metrics()
             log_epoch(row, epochs=options.epochs, better=better)
             self.save()
             after_epoch(state, logits)
@@ -152,20 +157,16 @@ class Trainer:
             disable=not runtime.is_main,
         ):
             batch_clips = len(batches[state.step])  # on all ranks
-            loss, correct = self.micro_batch.run(
-                functools.partial(self._forward_backward, positions, stems, batch_clips),
-                len(stems),
+            loss, correct, norm = self.micro_batch.run(
+                functools.partial(self._train_step, positions, stems, batch_clips),
+                -(-batch_clips // runtime.world_size),  # of the rank that has most
                 too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
                 "FREEZE_STAGES",
             )
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.trainable, options.gradient_clip)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            if self.scaler.is_enabled():  # skips a step whose gradients overflow
-                norm = torch.where(norm.isfinite(), norm, 0.0)
-            finite[state.step] = loss.isfinite() & norm.isfinite()
-            sums += torch.stack([loss, correct, norm / runtime.world_size])
+            skipped = self.scaler.is_enabled()  # the scaler skips a step whose gradients overflow
+            finite[state.step] = loss.isfinite() & (norm.isfinite() | skipped)
+            values = torch.stack([loss, correct, norm / runtime.world_size])
+            sums += values.nan_to_num(0.0, 0.0, 0.0)
             state.step += 1
             self.on_step(state.step)
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
@@ -177,25 +178,29 @@ class Trainer:
                     self._interrupt(stop_signal)
         self._store_sums(sums, started, finite, rank_batches)
 
-    def _forward_backward(self, positions, stems, batch_clips, size):
-        """(loss, correct) summed over this rank's clips of a batch, whose gradients it computes.
+    def _train_step(self, positions, stems, batch_clips, size):
+        """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
 
         In micro-batches of at most `size` clips. If it fails, because memory runs out or
         torch.compile does not work here, it leaves everything as it was and can be repeated.
         """
         state, seed, device = self.state, self.settings.machine.seed, self.runtime.device
-        world_size = self.runtime.world_size
+        world_size, scaler = self.runtime.world_size, self.scaler
         sample = functools.partial(
             sample_params, self.settings.augment, seed=seed, epoch=state.epoch
         )
         params = [sample(clip_index=self.clip_indices[i]) for i in positions]
         targets = to_device(torch.from_numpy(self.targets[positions]), device)
-        buffers = [buffer.clone() for buffer in self.net.buffers()]  # BatchNorm's statistics
+        compiled = self.compiled_net is not self.ddp_net
+        may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
+        buffers = [b.clone() for b in self.net.buffers()] if may_undo else []  # of BatchNorm
         torch.manual_seed(derive_seed(seed, state.epoch, state.step, self.runtime.rank, 3))
         self.optimizer.zero_grad(set_to_none=True)
         loss = correct = torch.zeros((), device=device)
         try:
-            for part in split_evenly(len(stems), size):
+            # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
+            largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
+            for part in split_evenly(len(stems), min(-(-largest // size), smallest)):
                 images = self.frontend(stems[part], params[part])  # (size, 4, S, S)
                 images = images.to(memory_format=torch.channels_last)
                 more = part.stop < len(stems) and world_size > 1
@@ -206,12 +211,16 @@ class Trainer:
                         logits.float(), targets[part], reduction="sum"
                     )
                     # The mean is over the batch of all ranks, of which DDP averages the gradients.
-                    self.scaler.scale(part_loss * world_size / batch_clips).backward()
+                    scaler.scale(part_loss * world_size / batch_clips).backward()
                 loss = loss + part_loss.detach()
                 correct = correct + (logits.argmax(1) == targets[part]).sum()
-            return loss, correct
+            norm = self._optimizer_step()
+            if scaler.is_enabled():  # of a skipped step, not even BatchNorm's statistics remain
+                for buffer, before in zip(self.net.buffers(), buffers, strict=True):
+                    buffer.copy_(torch.where(norm.isfinite(), buffer, before))
+            return loss, correct, norm
         except RuntimeError as error:
-            for buffer, before in zip(self.net.buffers(), buffers, strict=True):
+            for buffer, before in zip(self.net.buffers(), buffers, strict=False):
                 buffer.copy_(before)
             if isinstance(error, torch.OutOfMemoryError):
                 if world_size == 1:
@@ -220,13 +229,32 @@ class Trainer:
                     f"GPU out of memory with {min(size, len(stems))} clips per forward pass; set "
                     "MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
                 ) from None
-            if self.compiled_net is self.ddp_net:
+            if not compiled:
                 raise
             reason = first_line(getattr(error, "inner_exception", error))
         log.warning("COMPILE=True: torch.compile failed (%s); training continues without", reason)
         self.compiled_net = self.ddp_net
         images = logits = part_loss = None  # frees the failed step's memory
-        return self._forward_backward(positions, stems, batch_clips, size)
+        return self._train_step(positions, stems, batch_clips, size)
+
+    def _optimizer_step(self):
+        """Clips the gradients and takes the optimiser's step; returns their norm before that.
+
+        Its first call allocates the optimiser's state. It can be repeated if memory runs out.
+        """
+        first = not self.optimizer.state
+        try:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.trainable, self.settings.train.gradient_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return norm
+        except torch.OutOfMemoryError:
+            if first:
+                self.optimizer.state.clear()  # a part of it
+            if self.scaler.is_enabled():
+                self.scaler.update(self.scaler.get_scale())  # forgets that gradients are unscaled
+            raise
 
     def on_step(self, step: int) -> None:
         """Does nothing; called after the `step`-th step of an epoch. A hook for tests and tools."""
@@ -238,8 +266,9 @@ class Trainer:
         of any rank (see `finite`) or the weights are NaN or infinite.
         """
         epoch, found = self.state.epoch + 1, ()
+        average_batchnorm(self.net, self.runtime.world_size)
         finite = finite.tolist()
-        if not all(finite):
+        if not (any if self.scaler.is_enabled() else all)(finite):  # fp16 may overflow in a step
             step = finite.index(False)
             names = self.train_clips["file_name"].iloc[rank_batches[step]].tolist()
             clips = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -277,13 +306,19 @@ class Trainer:
     def _checkpoint_path(self):
         return self.settings.paths.output(self.settings.paths.checkpoint_file)
 
+    @property
+    def _best_model_path(self):
+        return self.settings.paths.output(self.settings.paths.best_model_file)
+
     def save(self) -> None:
         """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
         if self.runtime.is_main:
             content = {
+                "run_id": self.run_id,
                 "run_signature": self.run_signature,
                 "train_state": vars(self.state),
                 "weights": self.net.state_dict(),
+                "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -292,10 +327,16 @@ class Trainer:
             checkpoint.save_run(self._checkpoint_path, content, first=not self.owns_checkpoint)
         self.owns_checkpoint, self.saved_at = True, time.monotonic()
 
+    def _write_metrics(self):
+        if self.runtime.is_main:
+            path = self.settings.paths.output("metrics.csv")
+            checkpoint.write_metrics(path, self.state.history, self.run_id)
+
     def _save_best_model(self):
         if self.runtime.is_main:
             content = {
-                "weights": self.net.state_dict(),
+                "run_id": self.run_id,
+                "weights": self.best_weights,
                 "epoch": self.state.best_epoch,
                 "valid_accuracy": self.state.best_accuracy,
                 "label_ids": self.label_ids,
@@ -303,8 +344,7 @@ class Trainer:
                 "separation_model": self.settings.separation.separation_model,
                 **self.frontend.state(),
             }
-            path = self.settings.paths.output(self.settings.paths.best_model_file)
-            checkpoint.save(path, "model", content)
+            checkpoint.save(self._best_model_path, "model", content)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Resumes from the content of a checkpoint whose run_signature is this run's.
@@ -315,11 +355,15 @@ class Trainer:
         """
         options = self.settings.train
         try:
+            self.run_id, self.best_weights = saved["run_id"], saved["best_weights"]
             self.state = TrainState(**saved["train_state"])
+            if self.state.best_epoch:
+                self.net.load_state_dict(self.best_weights)  # so that these, too, are complete
             self.net.load_state_dict(saved["weights"])
             if options.load_optimizer_state:
                 self.optimizer.load_state_dict(saved["optimizer"])
-                self.scaler.load_state_dict(saved["scaler"])
+                if saved["scaler"]:  # empty from a run that was not in fp16
+                    self.scaler.load_state_dict(saved["scaler"])
             if options.load_scheduler_state:
                 self.scheduler.load_state_dict(saved["scheduler"])
                 self.scheduler.T_max = options.epochs
@@ -333,16 +377,15 @@ class Trainer:
                 )
         except checkpoint.MALFORMED as error:
             reason = first_line(error)
-            raise UserError(
-                f"{self._checkpoint_path} is not a complete checkpoint: {reason}"
-            ) from None
+            raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
         self.owns_checkpoint = True
-        log.info(
-            "resumed from epoch %d, step %d (%s)",
-            self.state.epoch + 1,
-            self.state.step,
-            self._checkpoint_path,
-        )
+        state, path = self.state, self._best_model_path
+        log.info("resumed from epoch %d, step %d (%s)", state.epoch + 1, state.step, saved["path"])
+        if state.best_epoch and self.runtime.is_main:
+            self._write_metrics()  # those in the folder may be of another run or a later epoch
+            if not checkpoint.is_best_model_of(path, self.run_id, state.best_epoch):
+                log.warning("%s is missing or of another run: written from the checkpoint", path)
+                self._save_best_model()
 
     def _interrupt(self, signal_number):
         log.info(
@@ -362,18 +405,6 @@ def maybe_compile(net: nn.Module, enabled: bool) -> nn.Module:
     faster than dynamic ones.
     """
     return torch.compile(net, dynamic=False) if enabled else net
-
-
-def all_finite(net: nn.Module) -> bool:
-    """Whether no weight and no statistic of `net` is NaN or infinite; waits for the device once."""
-    tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
-
-
-def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
-    """Writes metrics.csv: a row per finished epoch."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        pd.DataFrame(history).to_csv(file, index=False)
 
 
 def log_epoch(row: dict[str, float], *, epochs: int, better: bool) -> None:
