@@ -42,7 +42,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.features.log_mel import Frontend
     from stemgenre.report.report import Report
-    from stemgenre.runtime import log_device, thread_count
+    from stemgenre.runtime import check_shared_folders, log_device, thread_count
     from stemgenre.separation.cache import StemCache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
@@ -57,6 +57,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
     )
+    check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)
         remove_stale_temp_files(cache.folder)

@@ -6,10 +6,12 @@ import datetime
 import logging
 import os
 import platform
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,33 @@ def log_device(runtime: Runtime, *, quick_recipe: str = "") -> None:
         )
 
 
+def check_shared_folders(*folders: Path | str, runtime: Runtime) -> None:
+    """Raises UserError on every rank unless all ranks see a file that rank 0 writes to `folders`.
+
+    A folder that cannot be written is not checked. A collective: every rank has to call it.
+    """
+    if runtime.world_size == 1:
+        return
+    for folder in map(Path, folders):
+        name = f".shared.{secrets.token_hex(8)}" if runtime.is_main else ""
+        try:
+            if name:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+        except OSError:
+            name = ""
+        name = runtime.all_gather(name)[0]
+        seen = runtime.all_gather(not name or (folder / name).exists())
+        if name and runtime.is_main:
+            (folder / name).unlink(missing_ok=True)
+        if not all(seen):
+            raise UserError(
+                f"process {seen.index(False)} of {len(seen)} does not see the files that process 0 "
+                f"writes to {folder.absolute()}; processes on several machines need a file system "
+                "that they share"
+            )
+
+
 def thread_count(machine: MachineSettings) -> int:
     """NUM_THREADS as a number: auto is one per core this process may use, at most 8."""
     if machine.num_threads != "auto":
@@ -225,7 +254,6 @@ class MicroBatch:
                 pass  # outside this block, so that the failed call's tensors are freed
             if self.free_memory():
                 torch.cuda.empty_cache()
-                log.warning("GPU out of memory: stems are no longer kept on the GPU")
                 continue
             if size <= 1:
                 raise UserError(too_large)

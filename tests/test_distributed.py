@@ -38,14 +38,14 @@ def overrides(small_data, tiny_repo, tmp_path_factory):
     ]  # fmt: skip
 
 
-def start_two(*words):
+def start_two(*words, **environment):
     """train.py, started by torchrun as two processes."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/tiny_train.py"]
     return subprocess.Popen(
         [sys.executable, *torchrun, *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,12 +80,13 @@ def both(overrides, killed, tmp_path_factory):
     run_training(load_settings([*settings, "EPOCHS=1"]))
     shutil.copytree(one, two)
     resume = ("EPOCHS=2", "RESUME_FROM_CHECKPOINT=True")
-    process = start_two(*overrides, f"OUTPUT_DIR={two}", *resume)
+    process = start_two(*overrides, f"OUTPUT_DIR={two}", *resume, MAX_IMAGES="4")
     run_training(load_settings([*settings, *resume]))
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert "resumed from epoch 2, step 0" in output
     assert output.count("best epoch") == 1, "one process writes the log"
+    assert "out of memory" not in output, "validation, too, takes half of BATCH_SIZE=8 per process"
     return one, two
 
 
@@ -132,3 +133,30 @@ def test_a_killed_process_ends_the_other_and_one_process_can_resume(killed, over
     resume = (f"EPOCHS={done + 1}", "PATIENCE=9999", "RESUME_FROM_CHECKPOINT=True")
     run_training(load_settings([*overrides, f"OUTPUT_DIR={out}", *resume]))
     assert len(pd.read_csv(out / "metrics.csv")) == done + 1
+
+
+def test_batchnorm_follows_the_clips_of_both_processes(small_data, tmp_path):
+    """Weights that hardly move, and batches of equal halves: its input is that of one process."""
+    overrides = [*SMALL_RUN, f"DATA_DIR={small_data}", "TEST_SIZE=0.33", "BATCH_SIZE=4"]
+    overrides += ["EPOCHS=1", "LR=1e-30", "MIN_LR=0", "WEIGHT_DECAY=0"]
+    process = start_two(*overrides, f"OUTPUT_DIR={tmp_path / 'two'}")
+    run_training(load_settings([*overrides, f"OUTPUT_DIR={tmp_path / 'one'}"]))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    one, two = (
+        checkpoint.load(tmp_path / name / "checkpoint.pth", "checkpoint")["weights"]
+        for name in ("one", "two")
+    )
+    mean, variance = "features.0.1.running_mean", "features.0.1.running_var"
+    assert torch.allclose(one[mean], two[mean], atol=1e-5)
+    assert torch.allclose(one[variance], two[variance], rtol=0.05)
+
+
+def test_machines_that_share_no_file_system_are_named_at_the_start(overrides, tmp_path):
+    process = start_two(*overrides, f"OUTPUT_DIR={tmp_path}/{{rank}}")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "process 1 of 2 does not see the files that process 0 writes to" in output
+    assert "separat" not in output.split("does not see")[0], "before any work"
+    assert 'Traceback (most recent call last):\n  File "train.py' not in output
+    assert not list((tmp_path / "0").glob(".shared*"))

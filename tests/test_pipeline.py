@@ -14,14 +14,22 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL_RUN
-from helpers import ROOT, assert_same_run, run_python, run_results, run_training, tiny_backbone
+from helpers import (
+    ROOT,
+    assert_same_run,
+    limit_images,
+    run_python,
+    run_results,
+    run_training,
+    tiny_backbone,
+)
 
 from stemgenre import Classifier
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import FIELDS, load_settings
 from stemgenre.training import checkpoint, model, trainer
 from stemgenre.training.checkpoint import TrainState
-from stemgenre.training.stem_loader import check_batch_size
+from stemgenre.training.stem_loader import StemLoader, check_batch_size
 from stemgenre.training.trainer import Trainer
 
 
@@ -243,19 +251,7 @@ def test_the_micro_batch_does_not_change_what_is_learned(trained_head):
 def gpu_memory(monkeypatch):
     """A function: from then on, so many images at most fit into memory."""
 
-    def limit(images):
-        def check(module, inputs):
-            if len(inputs[0]) > images:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-        def backbone(stochastic_depth):
-            net = tiny_backbone(stochastic_depth)
-            net.features[1].register_forward_pre_hook(check)
-            return net
-
-        monkeypatch.setattr(model, "build_backbone", backbone)
-
-    return limit
+    return lambda images: limit_images(images, monkeypatch.setattr)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(trained_head, gpu_memory, caplog):
@@ -265,6 +261,60 @@ def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(trained_head, 
     messages = [text for text in caplog.messages if "out of memory" in text]
     assert messages[-1] == "GPU out of memory: micro-batch reduced to 1 clips"
     assert len(messages) == 2, "the smaller size is kept, for validation and test, too"
+
+
+def test_on_out_of_memory_stems_kept_on_the_gpu_are_dropped_first(
+    trained_head, monkeypatch, caplog
+):
+    expected = trained_head()
+    loaders = []
+
+    def keep_stems(loader, *arguments, **options):
+        prepare(loader, *arguments, **options)
+        loader.budget_bytes = 10**9
+        loaders.append(loader)
+
+    def check(module, inputs):
+        if len(inputs[0]) > 4 and loaders[-1].gpu_cache:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def backbone(stochastic_depth):
+        net = tiny_backbone(stochastic_depth)
+        net.features[1].register_forward_pre_hook(check)
+        return net
+
+    prepare = StemLoader.__init__
+    monkeypatch.setattr(StemLoader, "__init__", keep_stems)
+    monkeypatch.setattr(model, "build_backbone", backbone)
+    assert torch.allclose(expected, trained_head(), atol=1e-6)
+    messages = [text for text in caplog.messages if "out of memory" in text]
+    assert messages == ["GPU out of memory: stems are no longer kept on the GPU"]
+
+
+@pytest.mark.parametrize("amp", ["fp16", "other"])
+def test_out_of_memory_in_the_optimisers_first_step_repeats_the_step(
+    amp, trained_head, monkeypatch, caplog
+):
+    if amp == "fp16":
+        scaler = torch.amp.GradScaler
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    expected = trained_head()
+    calls = []
+
+    def fail_once(optimizer, arguments, options):
+        calls.append(optimizer)
+        if len(calls) == 1:
+            parameter = optimizer.param_groups[0]["params"][0]
+            optimizer.state[parameter]["step"] = torch.tensor(0.0)  # and no moments yet
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(fail_once)
+    try:
+        assert torch.allclose(expected, trained_head(), atol=1e-6)
+    finally:
+        handle.remove()
+    assert len(calls) == 4, "3 steps, the first of them twice"
+    assert "GPU out of memory: micro-batch reduced to 3 clips" in caplog.messages
 
 
 def test_a_clip_that_does_not_fit_into_memory_names_the_ways_out(small_settings, gpu_memory):

@@ -63,6 +63,16 @@ def test_a_long_clip_is_cut_to_what_the_fastest_tempo_needs(cache, tmp_path):
     assert 1.2 * 4000 <= loader.read("long").shape[1] < 1.3 * 4000
 
 
+def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeypatch):
+    free = [0]  # bytes; the rest is held since the separation
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**9))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 10**8))
+    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", lambda stems, device: stems)
+    on_gpu = {"device": torch.device("cuda"), "device_cache": 0.4}
+    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=1, **on_gpu)
+    assert loader.read("train_1") is loader.read("train_1"), "it stays on the GPU"
+
+
 def test_a_damaged_entry_is_named(cache):
     cache.path("train_5").write_bytes(cache.path("train_5").read_bytes()[:300])
     loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=2, **ON_CPU)

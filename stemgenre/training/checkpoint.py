@@ -173,6 +173,16 @@ def write_metrics(path: Path, history: list[dict[str, float]], run_id: str) -> N
         pd.DataFrame(history).assign(run_id=run_id).to_csv(file, index=False)
 
 
+def log_epoch(row: dict[str, float], *, epochs: int, better: bool) -> None:
+    """Logs a row of metrics.csv as one line."""
+    log.info(
+        "epoch %(epoch)3d/%(epochs)d  train loss %(train_loss).4f accuracy %(train_accuracy).3f  "
+        "valid loss %(valid_loss).4f accuracy %(valid_accuracy).3f  "
+        "lr %(learning_rate).1e  %(seconds).1f s%(best)s",
+        row | {"epochs": epochs, "best": "  best so far" if better else ""},
+    )
+
+
 def load_run(path: Path) -> tuple[Path, dict[str, Any]]:
     """(path, content) of a run's newest readable checkpoint: the one at `path`, or the previous.
 

@@ -5,6 +5,7 @@ import pickle
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import EfficientNet, EfficientNet_B3_Weights, efficientnet_b3
 
 from stemgenre.errors import UserError, first_line
@@ -87,17 +88,28 @@ def widen(convolution: nn.Conv2d, *, in_channels: int) -> nn.Conv2d:
     return wide
 
 
-def sync_batchnorm(net: GenreNet) -> GenreNet:
-    """`net` for one of several processes: on CUDA, BatchNorm takes the statistics of all ranks.
+def maybe_compile(net: nn.Module, enabled: bool) -> nn.Module:
+    """`net`, compiled by torch.compile at its first call if `enabled`.
 
-    PyTorch has no SyncBatchNorm elsewhere: there, each rank normalises by its own clips (see
-    average_batchnorm). The names in the state_dict stay.
+    Each batch size is compiled by itself, of which an epoch has two or three: static shapes run
+    faster than dynamic ones.
     """
-    on_cuda = next(net.parameters()).device.type == "cuda"
-    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if on_cuda else net
+    return torch.compile(net, dynamic=False) if enabled else net
 
 
-def average_batchnorm(net: nn.Module, world_size: int) -> None:
+def wrap_ddp(net: GenreNet) -> tuple[GenreNet, DistributedDataParallel]:
+    """(the network, the same in DDP) for one of several processes, on its device.
+
+    On CUDA, BatchNorm takes the statistics of all ranks. PyTorch has no SyncBatchNorm elsewhere:
+    there, each rank normalises by its own clips (see average_stats). The names in the state_dict
+    stay.
+    """
+    if next(net.parameters()).device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return net, DistributedDataParallel(net, broadcast_buffers=False)
+
+
+def average_stats(net: nn.Module, world_size: int) -> None:
     """Sets BatchNorm's running statistics to their mean over all ranks. A collective."""
     for buffer in net.buffers() if world_size > 1 else ():
         if buffer.is_floating_point():

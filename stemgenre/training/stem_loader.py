@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from stemgenre.errors import UserError
 from stemgenre.prefetch import prefetch_map
 from stemgenre.runtime import derive_seed, to_device
 from stemgenre.settings import AugmentSettings, FeatureSettings
+
+log = logging.getLogger(__name__)
 
 
 def epoch_batches(
@@ -90,6 +93,8 @@ class StemLoader:
         """Frees the stems that stay on the GPU, from now on; whether there were any."""
         self.budget_bytes = 0
         had_any = bool(self.gpu_cache)
+        if had_any:
+            log.warning("GPU out of memory: stems are no longer kept on the GPU")
         self.gpu_cache = {}
         return had_any
 

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from stemgenre.errors import Interrupted, UserError, first_line
@@ -25,7 +24,7 @@ from stemgenre.settings import Settings
 from stemgenre.training import checkpoint
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import amp_type, autocast, compute_logits
-from stemgenre.training.model import GenreNet, all_finite, average_batchnorm, sync_batchnorm
+from stemgenre.training.model import GenreNet, all_finite, average_stats, maybe_compile, wrap_ddp
 from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
 
 log = logging.getLogger(__name__)
@@ -62,9 +61,7 @@ class Trainer:
         self.targets = train_clips["target"].to_numpy()
 
         net = net.to(device, memory_format=torch.channels_last)
-        self.net = self.ddp_net = sync_batchnorm(net) if runtime.world_size > 1 else net
-        if runtime.world_size > 1:
-            self.ddp_net = DistributedDataParallel(self.net, broadcast_buffers=False)
+        self.net, self.ddp_net = wrap_ddp(net) if runtime.world_size > 1 else (net, net)
         self.compiled_net = maybe_compile(self.ddp_net, options.compile)
         self.trainable = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -84,6 +81,9 @@ class Trainer:
             free_memory=loader.drop_gpu_cache,
         )
 
+        paths = settings.paths
+        self.checkpoint_path = paths.output(paths.checkpoint_file)
+        self.best_model_path = paths.output(paths.best_model_file)
         self.state, self.run_id = TrainState(), checkpoint.new_run_id()
         self.best_weights = {}  # on the CPU, of state.best_epoch
         self.saved_at = time.monotonic()
@@ -120,13 +120,11 @@ class Trainer:
             if better:
                 state.best_epoch = state.epoch
                 state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
-                self.best_weights = {
-                    name: tensor.detach().cpu().clone()
-                    for name, tensor in self.net.state_dict().items()
-                }
+                weights = self.net.state_dict().items()
+                self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights}
                 self._save_best_model()
             self._write_metrics()
-            log_epoch(row, epochs=options.epochs, better=better)
+            checkpoint.log_epoch(row, epochs=options.epochs, better=better)
             self.save()
             after_epoch(state, logits)
             if runtime.sync_stop():
@@ -184,17 +182,15 @@ class Trainer:
         In micro-batches of at most `size` clips. If it fails, because memory runs out or
         torch.compile does not work here, it leaves everything as it was and can be repeated.
         """
-        state, seed, device = self.state, self.settings.machine.seed, self.runtime.device
-        world_size, scaler = self.runtime.world_size, self.scaler
-        sample = functools.partial(
-            sample_params, self.settings.augment, seed=seed, epoch=state.epoch
-        )
+        seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
+        device, world_size, scaler = self.runtime.device, self.runtime.world_size, self.scaler
+        sample = functools.partial(sample_params, self.settings.augment, seed=seed, epoch=epoch)
         params = [sample(clip_index=self.clip_indices[i]) for i in positions]
         targets = to_device(torch.from_numpy(self.targets[positions]), device)
         compiled = self.compiled_net is not self.ddp_net
         may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
         buffers = [b.clone() for b in self.net.buffers()] if may_undo else []  # of BatchNorm
-        torch.manual_seed(derive_seed(seed, state.epoch, state.step, self.runtime.rank, 3))
+        torch.manual_seed(derive_seed(seed, epoch, step, self.runtime.rank, 3))
         self.optimizer.zero_grad(set_to_none=True)
         loss = correct = torch.zeros((), device=device)
         try:
@@ -266,7 +262,7 @@ class Trainer:
         of any rank (see `finite`) or the weights are NaN or infinite.
         """
         epoch, found = self.state.epoch + 1, ()
-        average_batchnorm(self.net, self.runtime.world_size)
+        average_stats(self.net, self.runtime.world_size)
         finite = finite.tolist()
         if not (any if self.scaler.is_enabled() else all)(finite):  # fp16 may overflow in a step
             step = finite.index(False)
@@ -302,14 +298,6 @@ class Trainer:
             "seconds": self.state.sums["seconds"] + seconds,
         }
 
-    @property
-    def _checkpoint_path(self):
-        return self.settings.paths.output(self.settings.paths.checkpoint_file)
-
-    @property
-    def _best_model_path(self):
-        return self.settings.paths.output(self.settings.paths.best_model_file)
-
     def save(self) -> None:
         """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
         if self.runtime.is_main:
@@ -324,7 +312,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 **self.frontend.state(),
             }
-            checkpoint.save_run(self._checkpoint_path, content, first=not self.owns_checkpoint)
+            checkpoint.save_run(self.checkpoint_path, content, first=not self.owns_checkpoint)
         self.owns_checkpoint, self.saved_at = True, time.monotonic()
 
     def _write_metrics(self):
@@ -344,7 +332,7 @@ class Trainer:
                 "separation_model": self.settings.separation.separation_model,
                 **self.frontend.state(),
             }
-            checkpoint.save(self._best_model_path, "model", content)
+            checkpoint.save(self.best_model_path, "model", content)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Resumes from the content of a checkpoint whose run_signature is this run's.
@@ -379,7 +367,7 @@ class Trainer:
             reason = first_line(error)
             raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
         self.owns_checkpoint = True
-        state, path = self.state, self._best_model_path
+        state, path = self.state, self.best_model_path
         log.info("resumed from epoch %d, step %d (%s)", state.epoch + 1, state.step, saved["path"])
         if state.best_epoch and self.runtime.is_main:
             self._write_metrics()  # those in the folder may be of another run or a later epoch
@@ -393,25 +381,6 @@ class Trainer:
             "RESUME_FROM_CHECKPOINT=True",
             self.state.epoch + 1,
             self.state.step,
-            self._checkpoint_path,
+            self.checkpoint_path,
         )
         raise Interrupted(signal_number)
-
-
-def maybe_compile(net: nn.Module, enabled: bool) -> nn.Module:
-    """`net`, compiled by torch.compile at its first call if `enabled`.
-
-    Each batch size is compiled by itself, of which an epoch has two or three: static shapes run
-    faster than dynamic ones.
-    """
-    return torch.compile(net, dynamic=False) if enabled else net
-
-
-def log_epoch(row: dict[str, float], *, epochs: int, better: bool) -> None:
-    """Logs a row of metrics.csv as one line."""
-    log.info(
-        "epoch %(epoch)3d/%(epochs)d  train loss %(train_loss).4f accuracy %(train_accuracy).3f  "
-        "valid loss %(valid_loss).4f accuracy %(valid_accuracy).3f  "
-        "lr %(learning_rate).1e  %(seconds).1f s%(best)s",
-        row | {"epochs": epochs, "best": "  best so far" if better else ""},
-    )
