@@ -149,7 +149,7 @@ def test_batchnorm_follows_the_clips_of_both_processes(small_data, tmp_path):
     )
     mean, variance = "features.0.1.running_mean", "features.0.1.running_var"
     assert torch.allclose(one[mean], two[mean], atol=1e-5)
-    assert torch.allclose(one[variance], two[variance], rtol=0.05)
+    assert torch.allclose(one[variance], two[variance], rtol=0.3), "within a process, on a CPU"
 
 
 def test_machines_that_share_no_file_system_are_named_at_the_start(overrides, tmp_path):

@@ -23,6 +23,7 @@ from helpers import (
     run_training,
     tiny_backbone,
 )
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stemgenre import Classifier
 from stemgenre.errors import Interrupted, UserError
@@ -308,7 +309,7 @@ def test_out_of_memory_in_the_optimisers_first_step_repeats_the_step(
             optimizer.state[parameter]["step"] = torch.tensor(0.0)  # and no moments yet
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(fail_once)
+    handle = register_optimizer_step_pre_hook(fail_once)
     try:
         assert torch.allclose(expected, trained_head(), atol=1e-6)
     finally:
