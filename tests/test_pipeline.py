@@ -324,6 +324,34 @@ def test_a_clip_that_does_not_fit_into_memory_names_the_ways_out(small_settings,
         run_training(small_settings("EPOCHS=1"))
 
 
+class OnMps(torch.Tensor):
+    """A tensor on a device that, as Apple's MPS does, refuses float64; cpu() takes it off."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(result, cls):
+            if result.dtype == torch.float64:
+                raise TypeError("the MPS framework doesn't support float64")
+            if function is torch.Tensor.cpu:
+                return result.as_subclass(torch.Tensor)
+        return result
+
+
+def test_no_step_of_a_run_needs_float64_on_the_device(finished_run, small_settings, monkeypatch):
+    on_device = []
+
+    def to_device(tensor, device):
+        on_device.append(tensor.as_subclass(OnMps))
+        return on_device[-1] + 0
+
+    for module in ("stem_loader", "trainer"):
+        monkeypatch.setattr(f"stemgenre.training.{module}.to_device", to_device)
+    out = run_training(small_settings())
+    assert len(on_device) > 30, "every clip's stems, in every stage"
+    assert_same_run(out, run_results(finished_run))
+
+
 def test_the_script_stops_on_a_signal_and_says_how_to_resume(small_data, tmp_path):
     command = [sys.executable, "tests/tiny_train.py", *SMALL_RUN, "EPOCHS=500", "PATIENCE=500"]
     command += [f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}"]
