@@ -158,6 +158,6 @@ def test_files_that_cannot_be_decoded_are_listed_with_the_others(stats_cache, tm
     table = compute_audio_stats(clips, stats_cache, threads=2).set_index("clip")
     assert table["error"]["good"] == ""
     assert table["seconds"]["good"] == pytest.approx(1)
-    for name, reason in {"bad": "decoded", "silent": "silent", "gone": "no such file"}.items():
+    for name, reason in {"bad": "decoded", "silent": "silent", "gone": "No such file"}.items():
         assert reason in table["error"][name]
         assert np.isnan(table["seconds"][name])

@@ -13,6 +13,7 @@ from stemgenre.errors import ClipError
 from stemgenre.files import sha256
 
 SETTLED_SECONDS = 2.0  # since a file's last change: the times of some file systems are as coarse
+HASHES_FILE = ".source_hashes.jsonl"  # in a cache's folder: what SourceHashes remembers
 
 
 class FileState(NamedTuple):

@@ -17,6 +17,7 @@ import pyloudnorm
 from tqdm import tqdm
 
 from stemgenre.data import audio
+from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes
 from stemgenre.eda.fingerprint import SAMPLE_RATE, fingerprint
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
@@ -52,6 +53,7 @@ class AudioStatsCache:
     def __init__(self, folder: Path | str, *, seconds: float) -> None:
         self.folder = Path(folder)
         self.seconds = seconds
+        self._hashes = SourceHashes(self.folder / HASHES_FILE)
 
     def path(self, clip: str) -> Path:
         """The path of a clip's entry."""
@@ -63,14 +65,15 @@ class AudioStatsCache:
         An entry that is damaged, or that was made from another file, is computed again. Raises
         UserError if the file cannot be decoded.
         """
-        if (stats := self._load_stats(clip, source)) is None:
+        signature = self._signature(source)  # of what is decoded: taken before
+        if (stats := self._load_stats(clip, signature)) is None:
             held_seconds = max(self.seconds, MAX_LOUDNESS_SECONDS)
             stats, wave, rate = compute_stats(audio.read_blocks(source), held_seconds=held_seconds)
             stats["codec"] = _codec(source)
             mono = wave.mean(axis=0)[: round(self.seconds * rate)]
             mono = audio.resample(mono, from_rate=rate, to_rate=SAMPLE_RATE)
             mono /= max(float(np.abs(mono).max()), 1e-9)
-            meta = self._signature(source) | {"stats": stats}
+            meta = signature | {"stats": stats}
             with atomic_write(self.path(clip)) as file:
                 np.savez(
                     file,
@@ -90,7 +93,7 @@ class AudioStatsCache:
         with np.load(self.path(clip)) as entry:
             return entry["wave"].astype(np.float32) / 32767
 
-    def _load_stats(self, clip, source):
+    def _load_stats(self, clip, signature):
         """The statistics in a clip's entry; None unless all of it is readable and up to date."""
         try:
             with self.path(clip).open("rb") as file, np.load(file) as arrays:
@@ -99,17 +102,15 @@ class AudioStatsCache:
             stats = meta.pop("stats")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        current = {"fingerprint", "wave"} <= set(entry) and meta == self._signature(source)
+        current = {"fingerprint", "wave"} <= set(entry) and meta == signature
         return stats if current else None
 
     def _signature(self, source):
         """What an entry depends on."""
-        status = Path(source).stat()
         return {
             "format": FORMAT,
             "source": str(source),
-            "bytes": status.st_size,
-            "time": status.st_mtime_ns,
+            "sha256": self._hashes.sha256(source),
             "compared_seconds": self.seconds,
         }
 

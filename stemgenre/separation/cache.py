@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from stemgenre.data.source_hashes import SourceHashes, file_state
+from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes, file_state
 from stemgenre.errors import ClipError, UserError, first_line
 from stemgenre.files import atomic_write
 from stemgenre.settings import STEMS
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
-HASHES_FILE = ".source_hashes.jsonl"  # in the cache's folder: what SourceHashes remembers
 LENGTH_TOLERANCE = 0.01  # of a clip's length, between it and an entry without meta
 MAX_MEMBER_BYTES = 4 * 3600 * 48000 * 4  # 4 h at 48 kHz in float32
 MAX_DEFLATE_RATIO = 1032  # bytes that a deflated byte can expand to

@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,17 @@ class StemLoader:
             torch.cuda.empty_cache()  # what the allocator still holds of Demucs' memory
             self.budget_bytes = device_cache * torch.cuda.mem_get_info(device)[0]
 
-    def read(self, clip: str) -> torch.Tensor:
-        """Stems (4, samples) of a clip, float16 or float32, on the device."""
+    def read(self, clip: str, *, source: Path | None = None) -> torch.Tensor:
+        """Stems (4, samples) of a clip, float16 or float32, on the device.
+
+        Raises ClipError if the entry is damaged or another run's; with `source`, the clip's audio
+        file, also if the stems are another file's.
+        """
         if (stems := self.gpu_cache.get(clip)) is not None:  # other threads may drop the cache
             return stems
-        stems = torch.from_numpy(np.ascontiguousarray(self.cache.read(clip)[:, : self.samples]))
+        stems = torch.from_numpy(
+            np.ascontiguousarray(self.cache.read(clip, source=source)[:, : self.samples])
+        )
         stems = to_device(stems, self.device)
         if stems.nbytes <= self.budget_bytes:
             self.budget_bytes -= stems.nbytes
@@ -105,11 +112,12 @@ class StemLoader:
 
         Two batches are read ahead.
         """
-        names = clips["clip"].tolist()
+        sources = clips["path"] if "path" in clips else [None] * len(clips)
+        rows = list(zip(clips["clip"], sources, strict=True))
         depth = 2 * max((len(batch) for batch in batches), default=0)
         ahead = prefetch_map(
-            self.read,
-            (names[i] for batch in batches for i in batch),
+            lambda row: self.read(row[0], source=row[1]),
+            (rows[i] for batch in batches for i in batch),
             threads=self.threads,
             depth=depth,
         )
