@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import tokenize
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stemgenre.errors import CONTROL_CHARACTER, Interrupted, UserError
+from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.settings import (
     CONFIG_FILE,
     Settings,
@@ -32,6 +33,7 @@ log = logging.getLogger("stemgenre")
 
 DEMO_RECIPE = str(CONFIG_FILE.parent / "recipes" / "demo.py")
 LOGGERS = (log, logging.getLogger("py.warnings"))
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and bytes that are no UTF-8
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -110,6 +112,53 @@ def settings_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Console:
+    """stdout or stderr, but a failing write ends no run: the console is silent from then on."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no text stream of a file
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self._stream.flush)
+
+    def _try(self, function, *arguments):
+        try:
+            function(*arguments)
+        except ValueError:  # it was closed
+            pass
+        except OSError:  # a closed pipe, a full disk, a lost terminal
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())  # takes what is buffered, too
+                os.close(null)
+
+
+def protect_console() -> None:
+    """Makes stdout and stderr writable whatever they are: closed, full, or of an ASCII locale."""
+    for descriptor in range(3):  # else the next file that is opened becomes the console
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        setattr(sys, name, _Console(stream))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, and bytes of names that are not UTF-8, escaped."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
@@ -140,8 +189,7 @@ class _FileHandler(logging.FileHandler):
 
 def _format(record):
     prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-    text = prefix + record.getMessage().rstrip()
-    return CONTROL_CHARACTER.sub(lambda match: repr(match[0])[1:-1], text)
+    return prefix + printable(record.getMessage().rstrip())
 
 
 def log_to_console() -> None:
@@ -186,15 +234,28 @@ def close_log_file() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs main() and exits: 0, 2 for what the user can fix, 128 + signal when stopped."""
+    """Runs main() and exits: 0, 2 for what the user can fix, 128 + signal when stopped.
+
+    A terminal that is closed (SIGHUP) stops it as SIGTERM does, unless started by nohup.
+    """
     # Idle threads soon sleep instead of spinning, which makes a step on a busy CPU much slower
     # (benchmarks/cpu.py). Read when torch is imported, which main() does after its arguments.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    protect_console()
     log_to_console()
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         main()
     except UserError as error:
         log.error("%s", error)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        log.error("%s%s", where, error.strerror or first_line(error))
+        sys.exit(2)
+    except MemoryError:
+        log.error("not enough memory; close other programs, or set NUM_THREADS=1")
         sys.exit(2)
     except Interrupted as stopped:
         sys.exit(128 + stopped.signal_number)
@@ -206,6 +267,8 @@ def run_script(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     finally:
         close_log_file()
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The scripts answer at once, explain their settings, keep a log, and exit as they ended."""
 
 import logging
+import os
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT, run_python
@@ -199,3 +202,86 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="OUTPUT_DIR"):
         cli.log_to_file(tmp_path / "file" / "log.txt")
+
+
+CONSOLE_SCRIPT = """
+import sys
+from pathlib import Path
+from tqdm import tqdm
+from stemgenre import cli
+
+def main():
+    cli.log_to_file(Path(sys.argv[1]))
+    for n in tqdm(range(3000), desc="曲", mininterval=0):
+        cli.log.info("曲 %d \\x1b[2J \\udce9", n)
+    cli.log.error("曲 failed")
+    print("曲 \\udce9", "x" * 100_000)
+    tqdm.write("曲")
+
+cli.run_script(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "console",
+    ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full",
+     ">/dev/null 2>/dev/null"],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_console_that_cannot_be_written_does_not_end_the_run(tmp_path, console, encoding):
+    (tmp_path / "script.py").write_text(CONSOLE_SCRIPT, encoding="utf-8")
+    command = f"set -o pipefail; {sys.executable} script.py log.txt {console}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": f"{encoding}:strict"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert b"Traceback" not in done.stderr
+    assert b"Error" not in done.stderr
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3001
+    assert "曲 2999" in lines[-2]
+    assert "曲 failed" in lines[-1]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_names_do_not_control_the_terminal():
+    code = "from stemgenre import cli; cli.log_to_console(); cli.log.error('%s', 'a\\x1b[2Jb\\rc')"
+    assert run_python("-c", code).stderr == "error: a\\x1b[2Jb\\rc\n"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_terminal_stops_a_run_as_SIGTERM_does(ignored):  # noqa: N802
+    code = (
+        "import os, signal, sys, time\n"
+        f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if ignored else ''}\n"
+        "from stemgenre import cli\n"
+        "from stemgenre.runtime import start_runtime\n"
+        "from stemgenre.settings import MachineSettings\n"
+        "def main():\n"
+        "    with start_runtime(MachineSettings.from_config(device='cpu')) as runtime:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "        if runtime.sync_stop(): raise runtime.interrupted()\n"
+        "cli.run_script(main)\n"
+    )
+    assert run_python("-c", code).returncode in ((0,) if ignored else (129, 143))
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("open('/nowhere/x')", 2, "error: /nowhere/x: No such file or directory\n"),
+        ("raise OSError(28, 'No space left on device')", 2, "error: No space left on device\n"),
+        ("raise MemoryError", 2, "error: not enough memory"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_at_the_outermost_boundary(raised, code, said):
+    main = f"from stemgenre import cli\ndef main():\n    {raised}\ncli.run_script(main)"
+    done = run_python("-c", main)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1

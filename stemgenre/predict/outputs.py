@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stemgenre.cli import printable
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
 from stemgenre.predict.prediction import Prediction
@@ -47,7 +48,7 @@ class ConsoleTable:
 
     def _print(self, file, genre, confidence, others):
         row = f"{file:<{self.file_width}}  {genre:<{self.genre_width}}  {confidence:>10}  {others}"
-        tqdm.write(row.rstrip())
+        tqdm.write(printable(row.rstrip()))
 
 
 def format_time(seconds: float, _: object = None) -> str:
