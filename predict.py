@@ -52,8 +52,7 @@ def main() -> None:
     words, files = cli.split_words(args.files)
     settings = cli.parse_settings(words)
     given = settings_given(words)
-    pictures = args.out / "picture" if args.timeline else None
-    check_outputs(args.csv, args.json, pictures, args.stems and args.stems / "entry")
+    check_outputs(args.csv, args.json, args.out if args.timeline else None, args.stems)
     paths, failures = find_inputs(files)
     for failure in failures:
         log.error("%s", failure["reason"])

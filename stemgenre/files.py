@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -42,29 +43,46 @@ def atomic_write(
 
     Written beside its place, flushed to the disk, then renamed: a loader, or a run after a crash,
     sees the old file or the new one. With `previous`, the old one stays under that name, and there
-    is always a complete file at `path`. Raises UserError if it cannot be written.
+    is always a complete file at `path`. A link stays, and the file that it leads to is replaced; a
+    device or a pipe is written to. Raises UserError if it cannot be written.
     """
-    path = Path(path)
+    path = named = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _named_errors(named), path.open(mode, **options) as file:
+            yield file
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     temp = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temp.open(mode, **options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous:
-            _link_previous(path, previous)
-        temp.replace(path)
-        _sync_folder(path.parent)
+        with _named_errors(named):
+            if path.is_symlink():  # realpath leaves a link to itself
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temp.open(mode, **options) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if previous:
+                _link_previous(path, previous)
+            temp.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named_errors(path):
+    """Turns an OSError while `path` is written into a UserError."""
+    try:
+        yield
     except OSError as error:
         way_out = WAYS_OUT.get(error.errno)
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}"
             + (f"; {way_out}" if way_out else "")
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -93,8 +111,8 @@ def _link_previous(path, previous):
     Path(previous).unlink(missing_ok=True)
     try:
         os.link(path, previous)
-    except OSError:  # a file system without hard links: briefly only `previous` exists
-        path.replace(previous)
+    except OSError:  # no hard links, or another disk: briefly only `previous` exists
+        shutil.move(path, previous)
 
 
 def _sync_folder(folder):

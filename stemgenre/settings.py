@@ -6,6 +6,7 @@ config.py has each setting's default and comment, this module its type and range
 
 import ast
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +17,12 @@ from stemgenre.errors import UserError
 
 STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of the image
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
+RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settings name
+    "metrics.csv", "summary.json", "settings_used.py", "valid_predictions.csv",
+    "test_probabilities.csv", "report", ".run.lock", ".run.txt",
+)  # fmt: skip
+MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
+INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 
 
@@ -264,7 +271,10 @@ def parse_assignments(path: Path) -> list[tuple[str, ast.Assign]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except SyntaxError as error:
-        raise UserError(f"{path} line {error.lineno}: {error.msg}") from None
+        where = f"{path} line {error.lineno}" if error.lineno else str(path)
+        raise UserError(f"{where}: {error.msg}") from None
+    except (MemoryError, RecursionError):
+        raise UserError(f"{path} is nested too deeply to be read") from None
     except ValueError:  # UnicodeDecodeError, or a NUL
         raise UserError(f"{path} is not text in UTF-8; save it in UTF-8") from None
     assignments = []
@@ -317,7 +327,7 @@ def make_group(kind: type[_Group], values: dict[str, Any]) -> _Group:
         if name not in kind.model_fields or name not in values:
             raise UserError(f"unknown or missing setting {name.upper()}") from None
         raise UserError(
-            f"{name.upper()}={values[name]!r} is invalid: expected {expected(name.upper())}"
+            f"{name.upper()}={values[name]!r:.200} is invalid: expected {expected(name.upper())}"
         ) from None
 
 
@@ -368,6 +378,41 @@ def _check_together(settings):
         )
     if train.min_lr > train.lr:
         raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
+    _check_outputs(settings)
+
+
+def _check_outputs(settings):
+    """Raises UserError where a run's outputs would overwrite each other or an input."""
+    paths = settings.paths
+    written = {_real(paths.output(name)): f"the run's own {name}" for name in RUN_FILES}
+    checkpoint = Path(paths.checkpoint_file)
+    kept = checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
+    if settings.model.weights_file:
+        weights = settings.model.weights_file
+        written[_real(weights)] = f"WEIGHTS_FILE={weights}"
+    for field in ("checkpoint_file", "best_model_file", "submit_file", "log_file"):
+        name = getattr(paths, field)
+        this, path = f"{field.upper()}={name}", paths.output(name)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            continue  # a device, such as /dev/null
+        if path.is_dir():
+            raise UserError(f"{this} is a folder; name a file")
+        if path.stem.casefold() in MASTERS:
+            raise UserError(f"{this} is one of the competition's own files; choose another name")
+        real = _real(path)
+        for other, what in written.items():
+            if real == other or real in other.parents or other in real.parents:
+                raise UserError(f"{this} is {what}; choose another name")
+        if path.suffix.casefold() in INPUT_SUFFIXES:
+            raise UserError(f"{this} could overwrite an input; choose another suffix")
+        written[real] = this
+        if field == "checkpoint_file":
+            written[_real(paths.output(kept))] = f"{kept.name}, the checkpoint before the newest"
+
+
+def _real(path):
+    """The path that a file system may take for the same: links resolved, in lower case."""
+    return Path(os.path.realpath(path).casefold())
 
 
 def format_settings(settings: Settings) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import kill_points
 import pytest
@@ -106,3 +107,44 @@ def test_the_file_before_stays_under_its_own_name(tmp_path):
     with pytest.raises(UserError), atomic_write(path, previous=previous):
         raise OSError(28, "No space left on device")
     assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+
+
+def test_what_is_not_a_regular_file_is_written_through_and_stays(tmp_path):
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, pipe):
+        files.write_text(path, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert pipe.is_fifo()
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    null = tmp_path / "null"  # a device, as /dev/null is
+    null.symlink_to("/dev/null")
+    files.write_text(null, "gone")
+    assert Path("/dev/null").is_char_device()
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="loop cannot be written"):
+        files.write_text(loop, "x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(UserError, match="folder cannot be written"):
+        files.write_text(folder, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["target", "link", "pipe", "null", "loop", "folder"]
+    )
+
+
+def test_a_linked_checkpoint_keeps_the_one_before(tmp_path):
+    (tmp_path / "big").mkdir()
+    path, previous = tmp_path / "a.pth", tmp_path / "a.previous.pth"
+    path.symlink_to(tmp_path / "big" / "a.pth")
+    for content in (b"1", b"2"):
+        with atomic_write(path, previous=previous) as file:
+            file.write(content)
+    assert path.is_symlink()
+    assert (path.read_bytes(), previous.read_bytes()) == (b"2", b"1")

@@ -522,3 +522,47 @@ def test_what_stops_all_files_is_one_line_with_the_way_out(
         predict.main()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["b.wav", "--csv", "a.wav"], "a.wav exists and is no table of predict.py's"),
+        (["b.wav", "--json", "a.wav"], "a.wav exists and is no table of predict.py's"),
+        (["b.wav", "--csv", "link.wav"], "link.wav exists"),
+        (["b.wav", "--csv", "model.pth", "--model", "model.pth"], "model.pth exists"),
+        (["b.wav", "--csv", "train_master.csv"], "train_master.csv exists"),
+        (["b.wav", "--csv", "x.csv", "--json", "x.csv"], "--csv and --json are the same file"),
+        (["b.wav", "--csv", "new", "--json", "./y/../new"], "--csv and --json are the same file"),
+        (["b.wav", "--csv", "."], ". cannot be written"),
+    ],
+)
+def test_an_output_never_overwrites_another_file(
+    words, said, model, fast_repo, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(name, tune(seconds=1), SR)
+    shutil.copy(model, "model.pth")
+    Path("train_master.csv").write_text("file_name,label_id\n")
+    Path("link.wav").symlink_to("a.wav")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    overrides = [f"SEPARATION_REPO={fast_repo}", "DEVICE=cpu", "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *overrides, *words])
+    with pytest.raises(UserError, match=re.escape(said)):
+        predict.main()
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_the_tables_of_an_earlier_prediction_are_replaced(run):
+    soundfile.write("a.wav", tune(seconds=1), SR)
+    soundfile.write("b.wav", tune(seconds=1, seed=1), SR)
+    Path("t.csv").touch()
+    Path("real.json").write_text("")
+    Path("t.json").symlink_to("real.json")
+    for name in ("a.wav", "b.wav"):
+        run(name, "--csv", "t.csv", "--json", "t.json")
+    assert Path("t.csv").read_text().splitlines()[1].startswith("b.wav,")
+    assert json.loads(Path("real.json").read_text())["files"][0]["file"] == "b.wav"
+    assert Path("t.json").is_symlink()

@@ -280,3 +280,54 @@ def test_the_cache_is_below_the_data_unless_it_is_a_path_of_its_own(
 )
 def test_every_channel_of_the_image_has_the_name_of_what_it_shows(channels, names):
     assert load_settings([f"CHANNELS={channels}"]).features.channel_names == names
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["SUBMIT_FILE=summary.json"], "SUBMIT_FILE=summary.json is the run's own summary.json"),
+        (["BEST_MODEL_FILE=checkpoint.pth"], "BEST_MODEL_FILE=checkpoint.pth"),
+        (["BEST_MODEL_FILE=./x/../checkpoint.pth"], "CHECKPOINT_FILE=checkpoint.pth"),
+        (["BEST_MODEL_FILE=checkpoint.previous.pth"], "checkpoint.previous.pth"),
+        (["CHECKPOINT_FILE=a.pth", "SUBMIT_FILE=a.previous.pth"], "a.previous.pth"),
+        (["LOG_FILE=metrics.csv"], "LOG_FILE=metrics.csv"),
+        (["LOG_FILE=SUBMIT.CSV"], "SUBMIT_FILE=submit.csv"),
+        (["LOG_FILE=settings_used.py"], "LOG_FILE=settings_used.py"),
+        (["SUBMIT_FILE=valid_predictions.csv"], "valid_predictions.csv"),
+        (["SUBMIT_FILE=test_probabilities.csv"], "test_probabilities.csv"),
+        (["SUBMIT_FILE=.run.lock"], ".run.lock"),
+        (["SUBMIT_FILE=report/index.html"], "report"),
+        (["SUBMIT_FILE=checkpoint.pth/x.csv"], "CHECKPOINT_FILE=checkpoint.pth"),
+        (["SUBMIT_FILE=data/train_master.csv"], "one of the competition's own files"),
+        (["OUTPUT_DIR=data", "LOG_FILE=sample_submit.tsv"], "one of the competition's own files"),
+        (["LOG_FILE=train.py"], "LOG_FILE=train.py"),
+        (["SUBMIT_FILE=config.py"], "SUBMIT_FILE=config.py"),
+        (["SUBMIT_FILE=data/train_0.au"], "SUBMIT_FILE=data/train_0.au"),
+        (["BEST_MODEL_FILE=w.pth", "WEIGHTS_FILE=w.pth"], "WEIGHTS_FILE=w.pth"),
+        (["SUBMIT_FILE=docs"], "SUBMIT_FILE=docs is a folder"),
+    ],
+)
+def test_outputs_that_overwrite_each_other_or_an_input_are_refused(words, said, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILE.parent)
+    assert said in refusal(*words)
+
+
+def test_outputs_of_any_other_name_are_accepted():
+    load_settings(["SUBMIT_FILE=sub/final.csv", "BEST_MODEL_FILE=b.pth", "LOG_FILE=/dev/null"])
+
+
+def test_a_settings_file_in_utf_16_or_with_huge_numbers_or_nesting_is_one_line(settings_file):
+    for content in (
+        "LR = 1e-3\n".encode("utf-16"),
+        "LR = " + "9" * 5000 + "\n",
+        "LR = " + "(" * 5000 + ")" * 5000 + "\n",
+        "LR = " + "-" * 100_000 + "1\n",
+        "LR: float = 1e-3\n",
+        "A, B = 3, 4\n",
+        "LR = {**1}\n",
+        "LR = 1e-3\r\nEPOCHS = '\\N{nothing}'\n",
+    ):
+        path = settings_file(content)
+        assert refusal(str(path)).startswith(str(path))
+    assert "IMG_SIZE=" in refusal("IMG_SIZE=" + "9" * 5000)
+    assert len(refusal("IMG_SIZE=" + "9" * 4000)) < 400

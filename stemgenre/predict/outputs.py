@@ -15,17 +15,46 @@ from stemgenre.files import atomic_write
 from stemgenre.predict.prediction import Prediction
 
 RUNNERS_UP = 3  # genres in a row after the top-1
+COLUMNS = ("file", "genre", "label_id", "confidence")  # of the table, before the genres
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Creates the folders of the files to be written. Raises UserError if that fails."""
-    for path in filter(None, paths):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path.parent} cannot be created: {error.strerror}") from None
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
+def check_outputs(csv_path: Path | None, json_path: Path | None, *folders: Path | None) -> None:
+    """Creates the folders that are written to.
+
+    Raises UserError if that fails, or if a table would replace a file that is not such a table.
+    """
+    if csv_path and json_path and os.path.realpath(csv_path) == os.path.realpath(json_path):
+        raise UserError(f"--csv and --json are the same file, {csv_path}; name two files")
+    for path in filter(None, (csv_path, json_path)):
+        _check_folder(path.parent, path)
+        if path.is_dir():
             raise UserError(f"{path} cannot be written; name a file in a folder of yours")
+        if path.is_file() and not _is_table(path):
+            raise UserError(
+                f"{path} exists and is no table of predict.py's; name another file or remove it"
+            )
+    for folder in filter(None, folders):
+        _check_folder(folder, folder)
+
+
+def _check_folder(folder, path):
+    """Creates `folder`. Raises UserError if `path` cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written; name a file in a folder of yours")
+
+
+def _is_table(path):
+    """Whether a file is empty or begins as write_csv and write_json write it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(50)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return not start or start.startswith((",".join(COLUMNS).encode(), b'{\n  "label_ids"'))
 
 
 class ConsoleTable:
@@ -63,7 +92,7 @@ def write_csv(
     """Writes file, genre, label_id, confidence and every genre's probability of each file."""
     with atomic_write(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "genre", "label_id", "confidence", *label_ids])
+        writer.writerow([*COLUMNS, *label_ids])
         for name, prediction in predictions:
             genre = prediction.genre
             probabilities = [f"{prediction.probabilities[label]:.6f}" for label in label_ids]
