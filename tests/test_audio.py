@@ -1,14 +1,18 @@
 """Every sound file that libsndfile or ffmpeg knows becomes a float32 wave; a bad one is named."""
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
-from helpers import tone
+from helpers import ROOT, tone
 
 from stemgenre.data import audio
 from stemgenre.errors import UserError
@@ -181,4 +185,165 @@ def test_a_file_cut_in_half_is_refused_not_shortened(tmp_path):
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200000), 22050)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"half\.flac"):
+        audio.decode(path)
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.1, 3 * 22050)
+CUT = [  # suffix, subtype, format
+    (".au", "PCM_16", "AU"), (".au", "FLOAT", "AU"), (".wav", "PCM_16", "WAV"),
+    (".wav", "FLOAT", "WAV"), (".wav", "IMA_ADPCM", "WAV"), (".wav", "PCM_16", "RF64"),
+    (".aiff", "PCM_16", "AIFF"), (".aiff", "FLOAT", "AIFF"), (".ogg", "VORBIS", "OGG"),
+    (".mp3", "MPEG_LAYER_III", "MP3"), (".flac", "PCM_16", "FLAC"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "subtype", "form"), CUT)
+def test_a_truncated_file_is_refused_not_shortened(tmp_path, suffix, subtype, form):
+    path = tmp_path / f"x{suffix}"
+    soundfile.write(path, NOISE, 22050, subtype=subtype, format=form)
+    whole = path.read_bytes()
+    assert audio.decode(path)[0].shape[1] >= len(NOISE)
+    for fraction in (0.1, 0.5, 0.95):
+        path.write_bytes(whole[: int(fraction * len(whole))])
+        with pytest.raises(UserError, match=rf"x\{suffix} (is truncated|cannot be decoded)"):
+            audio.decode(path)
+    path.write_bytes(whole + b"TAG" + bytes(125))  # as taggers append
+    assert audio.decode(path)[0].shape[1] >= len(NOISE)
+
+
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+@pytest.mark.parametrize("form", ["AU", "WAV"])
+def test_both_byte_orders_are_compared_with_their_size(tmp_path, form, endian):
+    path = tmp_path / "x"
+    soundfile.write(path, NOISE, 22050, subtype="PCM_16", format=form, endian=endian)
+    assert len(audio.decode(path)[0][0]) == len(NOISE)
+    path.write_bytes(path.read_bytes()[:50_000])
+    with pytest.raises(UserError, match="x is truncated"):
+        audio.decode(path)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("form", ["wav", "au", "flac", "ogg"])
+def test_a_file_of_unknown_size_is_read_whole_and_measured(tmp_path, form):
+    """As a program writes it that streams into a pipe and cannot go back to the header."""
+    soundfile.write(tmp_path / "x.wav", NOISE, 22050)
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", "-f", form, "-"]
+    path = tmp_path / "piped"
+    path.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert audio.decode(path)[0].shape[1] == pytest.approx(len(NOISE), rel=0.01)
+    assert audio.probe(path).seconds == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 100, 2_000_000])
+def test_a_rate_that_no_music_has_is_refused(tmp_path, rate):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, NOISE, 22050)
+    whole = bytearray(path.read_bytes())
+    whole[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(whole)
+    for function in (audio.decode, audio.probe):
+        with pytest.raises(UserError, match=r"x\.wav"):
+            function(path)
+
+
+def test_a_length_that_the_file_cannot_hold_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "x.flac"
+    soundfile.write(path, NOISE, 22050)
+    whole = bytearray(path.read_bytes())
+    whole[21:26] = b"\xff" * 5
+    path.write_bytes(whole)
+    for function in (audio.decode, audio.probe):
+        with pytest.raises(UserError, match=r"x\.flac"):
+            function(path)
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\x93.wav"))
+    soundfile.write(tmp_path / "x.wav", NOISE, 22050)
+    (tmp_path / "x.wav").rename(path)
+    assert audio.decode(path)[0].shape == (1, len(NOISE))
+    assert audio.probe(path).seconds == 3
+
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="there is no ffmpeg")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n",  # without an end: it is live
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{secret}'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/x.aac\n",
+    ],
+)
+def test_a_playlist_is_no_audio_and_opens_no_other_file(tmp_path, text):
+    secret = tmp_path / "secret.ts"
+    soundfile.write(tmp_path / "x.wav", NOISE, 22050)
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", "-f", "mpegts", secret]
+    subprocess.run(command, check=True)
+    path = tmp_path / "song.mp3"
+    path.write_text(text.format(secret=secret))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"song\.mp3 cannot be decoded"):
+        audio.decode(path)
+    assert time.monotonic() - started < 5
+
+
+def fake_ffmpeg(folder, monkeypatch):
+    """A decoder in the PATH that answers nothing, ever; it leaves its process id."""
+    folder.mkdir()
+    (folder / "ffmpeg").write_text(f"#!/bin/sh\necho $$ > {folder}/pid\nexec sleep 1000\n")
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "pid"
+
+
+def wait_until(condition):
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_decoder_that_hangs_is_ended_and_the_file_named(tmp_path, monkeypatch):
+    pid = fake_ffmpeg(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(audio, "FFMPEG_SECONDS", 0.5)
+    (tmp_path / "x.m4a").write_bytes(b"no sound" * 100)
+    with pytest.raises(UserError, match=r"x\.m4a cannot be decoded: ffmpeg gave nothing for"):
+        audio.decode(tmp_path / "x.m4a")
+    assert not is_alive(int(pid.read_text()))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="what ends a child with its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_decoder_ends_with_the_run(tmp_path, monkeypatch, number):
+    pid = fake_ffmpeg(tmp_path / "bin", monkeypatch)
+    (tmp_path / "x.m4a").write_bytes(b"no sound" * 100)
+    code = "import sys\nfrom stemgenre.data import audio\naudio.decode(sys.argv[1])"
+    run = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.m4a"], cwd=ROOT)
+    assert wait_until(lambda: pid.exists() and pid.read_text().strip())
+    run.send_signal(number)
+    run.wait()
+    assert wait_until(lambda: not is_alive(int(pid.read_text())))
+
+
+def test_running_out_of_memory_is_that_files_error(tmp_path, monkeypatch):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, NOISE, 22050)
+
+    def read(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    with pytest.raises(UserError, match=r"x\.wav cannot be decoded: not enough memory"):
         audio.decode(path)

@@ -5,9 +5,12 @@ A file of any length is read block by block; reading a whole file is joining its
 
 import contextlib
 import math
+import os
 import shutil
+import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,19 @@ BLOCK_SECONDS = 10  # s of audio decoded at a time
 MAX_BLOCK = 2**22  # samples: what a header claims as rate must not decide about memory
 MIN_SECONDS = 0.005  # s: less has no pitch, and after resampling perhaps no sample
 MAX_PEAK = 32768.0  # of full scale: 16-bit integers written as floats; float16 stems end at 65504
+MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz: a header that claims another is damaged
+MAX_SAMPLES_PER_BYTE = 10_000  # of a file: flac's longest blocks of silence hold half as many
+UNKNOWN_FRAMES = 2**62  # libsndfile's number for a length that is not known is above
+UNKNOWN_SIZE = 0x7FFF0000  # so are the sizes that programs write which stream into a pipe
+SLACK = 1024  # bytes that a header may promise too many: some count their own
 AU_HEADER = 24  # bytes
+FFMPEG_SECONDS = 60.0  # s that ffmpeg may take for a block
+FFMPEG_CPU_SECONDS = 3600  # s that it may take for a file
+# What ffmpeg may open: containers of sound, but no playlists, which lead to other files.
+DEMUXERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
+    "ogg,tak,tta,voc,w64,wav,webm,wv"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +51,22 @@ class Probe:
 
 
 def probe(path: Path | str) -> Probe:
-    """The Probe of an audio file, from its header alone. Raises UserError if it has none."""
+    """The Probe of an audio file, from its header; one without a length is decoded to measure it.
+
+    Raises UserError if it has no header, or one that cannot be true.
+    """
     _check_file(path, "read")
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from None
-    return Probe(info.frames / info.samplerate, info.samplerate, info.channels, info.subtype)
+    _check_rate(path, info.samplerate)
+    frames = info.frames
+    if frames >= UNKNOWN_FRAMES:
+        frames = sum(len(block) for block, _ in read_blocks(path))
+    elif frames > (size := Path(path).stat().st_size) * MAX_SAMPLES_PER_BYTE:
+        raise UserError(f"{path} is damaged: its header claims {frames} samples in {size} bytes")
+    return Probe(frames / info.samplerate, info.samplerate, info.channels, info.subtype)
 
 
 def decode(path: Path | str) -> tuple[np.ndarray, int]:
@@ -63,17 +87,19 @@ def read_blocks(path: Path | str) -> Iterator[tuple[np.ndarray, int]]:
     """
     _check_file(path, "decoded")
     samples, rate, peak = 0, 0, 0.0
+    blocks = _blocks(path)
     try:
-        file = soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        blocks = _read_with_ffmpeg(path, _reason(error))
-    else:
-        blocks = _read_with_libsndfile(path, file)
-    with contextlib.closing(blocks):
-        for block, rate in blocks:  # noqa: B007 the rate is used below
+        for block, rate in blocks:
+            _check_rate(path, rate)
             samples += len(block)
             peak = max(peak, _peak(path, block))
             yield block, rate
+    except OSError as error:
+        raise UserError(f"{path} cannot be decoded: {_reason(error)}") from None
+    except MemoryError:
+        raise UserError(f"{path} cannot be decoded: not enough memory") from None
+    finally:
+        blocks.close()
     if not samples:
         raise UserError(f"{path} is empty: it holds no samples")
     if peak == 0:
@@ -118,6 +144,11 @@ def _fit(block, samples):
     return np.pad(block[:samples], [(0, missing)] + [(0, 0)] * (block.ndim - 1))
 
 
+def _check_rate(path, rate):
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UserError(f"{path} is damaged: its header claims a sample rate of {rate} Hz")
+
+
 def _check_file(path, done):
     """UserError unless there is a file; a pipe with a clip's name would block forever."""
     if not Path(path).is_file():
@@ -134,21 +165,95 @@ def _peak(path, block):
     return peak
 
 
+def _blocks(path):
+    """(block, rate) of a file, from libsndfile, or from ffmpeg if libsndfile cannot open it."""
+    _check_size(path)
+    try:
+        file = soundfile.SoundFile(os.fsencode(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        yield from _read_with_ffmpeg(path, _reason(error))
+    else:
+        yield from _read_with_libsndfile(path, file)
+
+
+def _check_size(path):
+    """Raises UserError if a file's header promises more bytes than there are.
+
+    libsndfile believes the file's size instead, and takes a truncated file for a shorter one.
+    """
+    with Path(path).open("rb") as file:
+        there = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            promised = _promised_size(file, there)
+        except struct.error:  # it ends within a header, which libsndfile names
+            return
+    if promised > there + SLACK:
+        raise UserError(
+            f"{path} is truncated: its header promises {promised} bytes, {there} are there"
+        )
+
+
+def _promised_size(file, size):
+    """The bytes that .au, .wav, .aiff and .ogg headers say a file has; 0: unknown, or others."""
+    magic = file.read(4)
+    order = {b".snd": ">", b"dns.": "<", b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
+    if magic == b"OggS":
+        return _ogg_size(file, size)
+    if magic not in order:
+        return 0
+    length = order[magic] + "I"
+    if magic in (b".snd", b"dns."):
+        offset, data = (struct.unpack(length, file.read(4))[0] for _ in range(2))
+        return offset + data if 0 < data < UNKNOWN_SIZE else 0
+    file.seek(12)
+    large = 0  # RF64's size of the sound, which 32 bits do not hold
+    while len(name := file.read(4)) == 4:
+        (data,) = struct.unpack(length, file.read(4))
+        if name in (b"data", b"SSND"):
+            data = large if data == 0xFFFFFFFF and large else data
+            return file.tell() + data if 0 < data < UNKNOWN_SIZE or data == large else 0
+        if name == b"ds64":
+            _, large = struct.unpack("<QQ", file.read(16))
+            file.seek(-16, os.SEEK_CUR)
+            large = large if large < UNKNOWN_FRAMES else 0
+        file.seek(data + data % 2, os.SEEK_CUR)
+    return 0
+
+
+def _ogg_size(file, size):
+    """Where the last page of an .ogg ends; pages are walked by their headers (RFC 3533)."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(27)
+        if header[:4] != b"OggS":
+            return 0  # what taggers append, or damage, which libsndfile skips
+        segments = header[26:] and file.read(header[26])
+        if len(segments) < (header[26] if len(header) == 27 else 1):
+            return position + 27 + 255 + SLACK  # it ends within a page's header
+        position += 27 + len(segments) + sum(segments)
+    return position + SLACK if position > size else 0
+
+
 def _read_with_libsndfile(path, file):
     """(block, rate) of an open file; UserError if its header promises more than there is."""
-    samples, size = 0, min(BLOCK_SECONDS * file.samplerate, MAX_BLOCK)
+    size = min(BLOCK_SECONDS * file.samplerate, max(1, MAX_BLOCK // file.channels))
+    samples, promised = 0, file.frames
+    if promised >= UNKNOWN_FRAMES:
+        promised, file.seekable = 0, lambda: False  # soundfile seeks after reading, which fails
     with file:
         while True:
             try:
                 block = file.read(size, dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, OSError) as error:
+            except soundfile.LibsndfileError as error:
                 raise UserError(f"{path} cannot be decoded: {_reason(error)}") from None
             if not len(block):
                 break
             samples += len(block)
             yield block, file.samplerate
-        if samples < 0.98 * file.frames:
-            raise UserError(f"{path} is truncated: {samples} of {file.frames} samples are there")
+    if samples < 0.98 * promised:
+        raise UserError(f"{path} is truncated: {samples} of {promised} samples are there")
 
 
 def _read_with_ffmpeg(path, reason):
@@ -160,23 +265,50 @@ def _read_with_ffmpeg(path, reason):
         raise UserError(f"{path} cannot be decoded: {reason}")
     if shutil.which("ffmpeg") is None:
         raise UserError(f"{path} cannot be decoded: {reason}; installing ffmpeg may help")
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"]
+    command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # of a run
+    command += ["ffmpeg", "-nostdin", "-v", "error", "-timelimit", str(FFMPEG_CPU_SECONDS)]
+    command += ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS]
     command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
     with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages,
+            start_new_session=True,  # Ctrl-C is for the run, which ends ffmpeg itself
+        )  # fmt: skip
+        hung = threading.Event()
+
+        def end():
+            hung.set()
+            process.kill()
+
+        def read(size):
+            timer = threading.Timer(FFMPEG_SECONDS, end)
+            timer.daemon = True
+            timer.start()
+            try:
+                return process.stdout.read(size)
+            finally:
+                timer.cancel()
+
         try:
-            header = process.stdout.read(AU_HEADER)
+            header = read(AU_HEADER)
             if len(header) == AU_HEADER:
                 _, offset, _, _, rate, channels = np.frombuffer(header, ">u4").tolist()
-                process.stdout.read(offset - AU_HEADER)
+                read(offset - AU_HEADER)
                 frame = 4 * channels  # bytes
-                while data := process.stdout.read(min(BLOCK_SECONDS * rate, MAX_BLOCK) * frame):
+                while data := read(
+                    min(BLOCK_SECONDS * rate, max(1, MAX_BLOCK // channels)) * frame
+                ):
                     block = np.frombuffer(data, ">f4", count=len(data) // frame * channels)
                     yield block.reshape(-1, channels).astype(np.float32), rate
-            if process.wait():
+            failed = process.wait()
+            if hung.is_set():
+                reason = f"ffmpeg gave nothing for {FFMPEG_SECONDS:g} s"
+            elif failed:
                 messages.seek(0)
-                lines = messages.read().decode(errors="replace").strip().splitlines() or [reason]
-                raise UserError(f"{path} cannot be decoded: {lines[-1]}")
+                lines = messages.read().decode(errors="replace").strip().splitlines()
+                reason = lines[-1] if lines else reason
+            if failed:
+                raise UserError(f"{path} cannot be decoded: {reason}")
         finally:
             process.stdout.close()
             process.kill()
