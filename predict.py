@@ -18,9 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stemgenre import cli
-from stemgenre.data.find_files import clip_names
 from stemgenre.errors import UserError
-from stemgenre.predict.inputs import find_inputs, total_seconds
+from stemgenre.predict.inputs import find_inputs, readable_names, total_seconds
 from stemgenre.predict.outputs import (
     ConsoleTable,
     check_outputs,
@@ -100,7 +99,7 @@ def settings_given(words) -> set[str]:
 def predict_files(classifier, paths, failures, args, runtime) -> None:
     """Prints a row for each file as it is done, then writes the tables; adds to `failures`."""
     predictions, seconds = [], 0.0
-    names = dict(zip(paths, clip_names(paths), strict=True)) if args.timeline else {}
+    names = readable_names(paths) if args.timeline else {}
     label_ids = dict(zip(classifier.label_names, classifier.label_ids, strict=True))
     table = ConsoleTable(paths, classifier.label_names)
     with tqdm(total=total_seconds(paths), unit="s of audio", disable=not paths) as bar:
@@ -117,11 +116,12 @@ def predict_files(classifier, paths, failures, args, runtime) -> None:
                 if isinstance(result, UserError):
                     log.error("%s", result)
                     failures.append({"file": str(path), "reason": str(result)})
+                    progress(0)
                     continue
                 predictions.append((path, result))
                 table.show(path, result, timeline=args.timeline)
                 if args.timeline:
-                    draw_timeline(args.out / f"{names[path]}.png", path.name, result)
+                    draw_timeline(args.out / f"{names.get(path, path.stem)}.png", path.name, result)
         finally:  # also when stopped: finished predictions are not lost
             if args.csv:
                 write_csv(args.csv, predictions, label_ids)

@@ -285,3 +285,10 @@ def test_an_error_of_the_system_is_one_line_at_the_outermost_boundary(raised, co
     assert done.returncode == code
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_path_is_never_taken_for_a_setting():
+    words = ["./SONG=1.wav", "/music/A=B.wav", "SR=11025", "./LR=2", "PATH/X=1.wav"]
+    settings, others = cli.split_words(words)
+    assert settings == ["SR=11025"]
+    assert others == ["./SONG=1.wav", "/music/A=B.wav", "./LR=2", "PATH/X=1.wav"]

@@ -566,3 +566,91 @@ def test_the_tables_of_an_earlier_prediction_are_replaced(run):
     assert Path("t.csv").read_text().splitlines()[1].startswith("b.wav,")
     assert json.loads(Path("real.json").read_text())["files"][0]["file"] == "b.wav"
     assert Path("t.json").is_symlink()
+
+
+def test_files_that_vanish_or_lead_nowhere_are_named_and_the_others_are_predicted(
+    run, tmp_path, monkeypatch, capsys, caplog
+):
+    for name in ("x/a.wav", "y/a.wav", "y/b.wav", "y/c.wav", "z.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(name, tune(seconds=1, seed=len(name)), SR)
+    Path("y/z.wav").symlink_to("nowhere")
+    find = predict.find_inputs
+
+    def found(words):
+        paths = find(words)
+        Path("x/a.wav").unlink()
+        return paths
+
+    monkeypatch.setattr(predict, "find_inputs", found)
+    show = ConsoleTable.show
+
+    def vanish(self, *arguments, **options):
+        show(self, *arguments, **options)
+        Path("y/c.wav").unlink(missing_ok=True)
+
+    monkeypatch.setattr(ConsoleTable, "show", vanish)
+    words = ("--stems", "kept", "--timeline", "--json", "out.json", "MICRO_BATCH=1")
+    with pytest.raises(UserError, match="files could not be predicted"):
+        run("x/a.wav", "y", "z.wav", *words)
+    content = json.loads(Path("out.json").read_text())
+    done, failed = ([row["file"] for row in content[key]] for key in ("files", "failed"))
+    assert set(done) >= {"y/a.wav", "y/b.wav", "z.wav"}
+    assert {"x/a.wav", "y/z.wav"} <= set(failed)
+    assert len(done) + len(failed) == 6
+
+
+def test_a_stop_is_obeyed_while_files_only_fail(run, monkeypatch):
+    for number in range(20):
+        Path(f"{number}.wav").write_text("no sound")
+    seen = []
+
+    def error(text, *arguments):
+        seen.append(text)
+        if len(seen) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(predict.log, "error", error)
+    with pytest.raises(Interrupted):
+        run("*.wav")
+    assert len(seen) == 1
+
+
+def test_names_of_any_bytes_and_with_dollars_are_written_and_drawn(run, tmp_path):
+    Path("$tex_{$ 曲.wav").touch()
+    names = ["$tex_{$ 曲.wav", "$\\frac$.wav", os.fsdecode(b"\xe9\x93.wav"), "a\nb\x1b[2J.wav"]
+    for name in names:
+        soundfile.write("x.wav", tune(seconds=1, seed=len(name)), SR)
+        Path("x.wav").rename(name)
+    output = run(*names, "--timeline", "--csv", "t.csv", "--json", "t.json", "--stems", "kept")
+    assert "\x1b" not in output
+    assert len(json.loads(Path("t.json").read_text(encoding="utf-8"))["files"]) == 4
+    assert len(list(Path("timeline").iterdir())) == 4
+
+
+def test_genres_with_dollars_are_drawn(tmp_path):
+    from stemgenre.predict.outputs import draw_timeline
+    from stemgenre.predict.prediction import Segment
+
+    probabilities = {"$x_{$": 0.5, "R&B $$": 0.5}
+    segment = Segment(0, 1, "$x_{$", 0.5, probabilities)
+    draw_timeline(tmp_path / "x.png", "$", Prediction("$x_{$", 0.5, probabilities, [segment]))
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_a_path_with_an_equals_sign_is_a_file(run):
+    soundfile.write("SONG=1.wav", tune(seconds=1), SR)
+    Path("DIR=x").mkdir()
+    soundfile.write("DIR=x/a.wav", tune(seconds=1), SR)
+    assert list(rows(run("./SONG=1.wav", "./DIR=x"))) == ["DIR=x/a.wav", "SONG=1.wav"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "x\ny", ""])
+def test_the_separation_model_of_a_model_file_is_a_name(model, tmp_path, name):
+    content = checkpoint.load(model, "model")
+    path = tmp_path / "best_model.pth"
+    for value in (name, ["htdemucs"], 7):
+        checkpoint.save(path, "model", {**content, "separation_model": value})
+        with pytest.raises(UserError, match=r"best_model\.pth .* separation_model") as caught:
+            Classifier.load(path, device="cpu")
+        assert "\n" not in str(caught.value)

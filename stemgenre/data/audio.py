@@ -3,7 +3,6 @@
 A file of any length is read block by block; reading a whole file is joining its blocks.
 """
 
-import contextlib
 import math
 import os
 import shutil

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from stemgenre.data.find_files import clip_names
 from stemgenre.errors import ClipError, UserError
+from stemgenre.predict.inputs import readable_names
 from stemgenre.predict.prediction import Prediction, Segment
 from stemgenre.prefetch import batch_values, prefetch
 from stemgenre.runtime import MicroBatch, pick_device
 from stemgenre.separation.cache import CacheError, StemCache, cached_blocks
-from stemgenre.separation.demucs_model import Separator
+from stemgenre.separation.demucs_model import Separator, is_plain_name
 from stemgenre.separation.separate import EndOfFile, EntryWriter, separate_files
 from stemgenre.settings import SeparationSettings, load_settings
 from stemgenre.training import checkpoint
@@ -118,6 +118,10 @@ class Classifier:
             device = pick_device(device)
         separation = separation or load_settings().separation
         recorded = checkpoint.load(path, "model").get("separation_model")
+        if recorded is not None and not (isinstance(recorded, str) and is_plain_name(recorded)):
+            raise UserError(
+                f"{path} is damaged: its separation_model {recorded!r:.100} is not a plain name"
+            )
         name = separation_model or (None if recorded in NOT_DEMUCS else recorded)
         if name:
             separation = separation.model_copy(update={"separation_model": name})
@@ -181,14 +185,12 @@ class Classifier:
 
     def _open(self, paths):
         """Yields the _File of each path, with the blocks of its stems if they are cached."""
-        existing = list(filter(Path.is_file, dict.fromkeys(paths)))
-        names = clip_names(existing) if self.cache else existing
-        names = dict(zip(existing, names, strict=True))
+        names = readable_names(paths) if self.cache else {}
         for path in paths:
             file = _File(path, WindowCutter(self.frontend.clip_samples))
-            if path not in names:
+            if not path.is_file():
                 file.blocks = _failing(UserError(f"there is no file {path}"))
-            elif self.cache:
+            elif path in names:
                 file.blocks = self._cached_blocks(path, names[path])
                 file.writer = None if file.blocks else EntryWriter(self.cache, names[path], path)
             yield file

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from stemgenre.data import audio
-from stemgenre.data.find_files import AUDIO_SUFFIXES, find_audio, natural_key
+from stemgenre.data.find_files import AUDIO_SUFFIXES, clip_names, find_audio, natural_key
 from stemgenre.errors import UserError
 
 
@@ -42,6 +42,24 @@ def _find(word):
     folders = [path for path in matches if path.is_dir()]
     paths += [path for folder in folders for path in find_audio(folder, skip=None)]
     return [path for path in paths if path.is_file()], f"{word} matches no audio file"
+
+
+def readable_names(paths: list[Path]) -> dict[Path, str]:
+    """{path: clip name} of the files that are there and can be read."""
+    paths = [path for path in dict.fromkeys(paths) if path.is_file()]
+    try:
+        return dict(zip(paths, clip_names(paths), strict=True))
+    except UserError:  # a file among those of one stem has vanished, or may not be read
+        paths = [path for path in paths if _is_readable(path)]
+        return dict(zip(paths, clip_names(paths), strict=True))
+
+
+def _is_readable(path):
+    try:
+        with path.open("rb"):
+            return True
+    except OSError:
+        return False
 
 
 def total_seconds(paths: list[Path]) -> int | None:

@@ -15,6 +15,7 @@ from stemgenre.files import atomic_write
 from stemgenre.predict.prediction import Prediction
 
 RUNNERS_UP = 3  # genres in a row after the top-1
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # names that are not UTF-8, escaped
 COLUMNS = ("file", "genre", "label_id", "confidence")  # of the table, before the genres
 
 
@@ -90,7 +91,7 @@ def write_csv(
     path: Path, predictions: list[tuple[Path, Prediction]], label_ids: dict[str, int]
 ) -> None:
     """Writes file, genre, label_id, confidence and every genre's probability of each file."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path, "w", newline="", **TEXT) as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, *label_ids])
         for name, prediction in predictions:
@@ -112,7 +113,7 @@ def write_json(
         "files": [{"file": str(name), **asdict(prediction)} for name, prediction in predictions],
         "failed": failures,
     }
-    with atomic_write(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", **TEXT) as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -132,10 +133,13 @@ def draw_timeline(path: Path, title: str, prediction: Prediction) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     axes.stackplot(times, rows, labels=genres)
-    axes.set(title=title, xlabel="minutes", ylabel="probability", ylim=(0, 1))
+    axes.set_title(printable(title), parse_math=False)  # $ is a letter
+    axes.set(xlabel="minutes", ylabel="probability", ylim=(0, 1))
     axes.set_xlim(times[0], times[-1])
     axes.xaxis.set_major_formatter(format_time)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     with atomic_write(path) as file:

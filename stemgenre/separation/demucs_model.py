@@ -147,6 +147,8 @@ def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
     """
     from demucs.apply import BagOfModels
 
+    if not is_plain_name(name):
+        raise UserError(f"SEPARATION_MODEL={name!r} is not a plain name, such as htdemucs")
     folder = Path(repo) if repo else None
     if folder and not folder.is_dir():
         raise UserError(
@@ -161,6 +163,11 @@ def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
             f"a model for {', '.join(STEMS)} is needed, such as htdemucs"
         )
     return model
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a model's name is a name, never a path."""
+    return bool(re.fullmatch(r"[\w-]+", name))
 
 
 def _read_bag(folder, name):
@@ -178,7 +185,7 @@ def _read_bag(folder, name):
         raise UserError(f"{path} is not a Demucs model's yaml: it names no models")
     signatures = [str(signature) for signature in bag["models"]]
     for signature in signatures:
-        if not re.fullmatch(r"[\w-]+", signature):  # a name, never a path
+        if not is_plain_name(signature):
             raise UserError(f"{path} names the model {signature!r}, which is not a plain name")
     return bag | {"models": signatures}
 
