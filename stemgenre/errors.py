@@ -23,6 +23,13 @@ class Interrupted(Exception):
 
 
 def first_line(error: BaseException, *, max_length: int = 200) -> str:
-    """The first line of an exception's message, cut at `max_length`; without one, its type."""
+    """The first line of an exception's message, cut at `max_length`; without one, its type.
+
+    Of torch.load's refusals, which advise how to open the file all the same, what they mean.
+    """
+    text = str(error).lower()
+    if "weights only load failed" in text or "weights_only" in text:
+        payload = any(word in text for word in ("global", "unsupported class", "torchscript"))
+        return "it holds more than weights and is not opened" if payload else "it is damaged"
     lines = str(error).strip().splitlines()
     return lines[0][:max_length] if lines else type(error).__name__

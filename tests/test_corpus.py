@@ -19,15 +19,17 @@ from torchvision.models import efficientnet_b0
 from stemgenre.data import audio
 from stemgenre.data.competition import load_competition
 from stemgenre.errors import UserError
+from stemgenre.files import sha256
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import EndOfFile, separate_files
 from stemgenre.settings import FeatureSettings, ModelSettings, SeparationSettings
 from stemgenre.training import checkpoint
 from stemgenre.training.inference import load_model
-from stemgenre.training.model import GenreNet, build_model
+from stemgenre.training.model import GenreNet, build_backbone, build_model
 
 CPU = torch.device("cpu")
+NOT_OPENED = "it holds more than weights and is not opened"
 
 
 def refused(action, *words):
@@ -275,7 +277,7 @@ def test_code_in_a_weights_file_does_not_run(tmp_path, as_zip):
     marker, path = tmp_path / "it ran", tmp_path / "weights.pth"
     torch.save({"x": Payload(marker)}, path, _use_new_zipfile_serialization=as_zip)
     settings = ModelSettings.from_config(weights_file=str(path))
-    refused(lambda: build_model(settings, num_classes=2, seed=0), "weights.pth")
+    refused(lambda: build_model(settings, num_classes=2, seed=0), "weights.pth", NOT_OPENED)
     assert not marker.exists()
 
 
@@ -284,7 +286,7 @@ def test_code_in_a_best_model_does_not_run(tmp_path, as_zip):
     marker, path = tmp_path / "it ran", tmp_path / "best_model.pth"
     content = {"format": checkpoint.FORMAT, "kind": "model", "label_ids": Payload(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=as_zip)
-    refused(lambda: load_model(path, CPU), "best_model.pth cannot be read")
+    refused(lambda: load_model(path, CPU), "best_model.pth cannot be read", NOT_OPENED)
     assert not marker.exists()
 
 
@@ -300,3 +302,63 @@ def test_code_in_a_demucs_repository_does_not_run(tmp_path, name):
     (tmp_path / name).write_bytes(contents[name])
     refused(lambda: load_demucs("htdemucs", str(tmp_path)), name)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_demucs_file_with_more_than_weights_is_not_opened(tmp_path, as_zip):
+    marker, path = tmp_path / "it ran", tmp_path / "htdemucs.th"
+    torch.save({"x": Payload(marker)}, path, _use_new_zipfile_serialization=as_zip)
+    refused(lambda: load_demucs("htdemucs", str(tmp_path)), "htdemucs.th", NOT_OPENED)
+    assert not marker.exists()
+
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ALIASES}models: *i\n",
+        f"{ALIASES}models: ['0123abcd']\nweights: *i\n",
+        f"{ALIASES}models: ['0123abcd']\nsegment: *i\n",
+        "models: &m [*m]\n",
+        "models: " + "[" * 5000 + "]" * 5000,
+        "models: ['0123abcd']\nweights: [[1, 1]]\n",
+        "models: ['0123abcd']\nweights: [[1, 1, 1, .nan]]\n",
+        "models: ['0123abcd']\nsegment: -1\n",
+        "models: ['0123abcd']\nsegment: long\n",
+        "models: [1.5]\n",
+        "models: [!!binary x]\n",
+        "models: [2020-99-99]\n",
+    ],
+)
+def test_a_yaml_of_another_form_is_refused_at_once(tiny_repo, tmp_path, text):
+    (tmp_path / "0123abcd.safetensors").symlink_to(tiny_repo / "0123abcd.safetensors")
+    (tmp_path / "htdemucs.yaml").write_text(text)
+    started = time.monotonic()
+    refused(lambda: load_demucs("htdemucs", str(tmp_path)), "htdemucs.yaml")
+    assert time.monotonic() - started < 5
+
+
+def test_weights_whose_hash_is_not_the_one_in_their_name_are_refused(tmp_path, full_backbone):
+    path = tmp_path / "efficientnet_b3_rwightman-b3899882.pth"
+    torch.save(build_backbone(0.2).state_dict(), path)  # whole, but other weights
+    settings = ModelSettings.from_config(weights_file=str(path))
+    refused(lambda: build_model(settings, num_classes=2, seed=0), str(path), "SHA-256")
+    named = tmp_path / f"mine-{sha256(path)[:8]}.pth"
+    path.rename(named)
+    settings = ModelSettings.from_config(weights_file=str(named))
+    build_model(settings, num_classes=2, seed=0)
+
+
+def test_damaged_weights_in_the_download_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "efficientnet_b3_rwightman-b3899882.pth"
+    path.parent.mkdir()
+    for content in (b"", b"<html>", pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        settings = ModelSettings.from_config(weights_file=None)
+        refused(lambda: build_model(settings, num_classes=2, seed=0), str(path), "SHA-256")

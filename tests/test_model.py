@@ -6,6 +6,7 @@ from helpers import FULL_BACKBONE
 from torch import nn
 
 from stemgenre.errors import UserError
+from stemgenre.files import sha256
 from stemgenre.settings import ModelSettings
 from stemgenre.training.model import WEIGHTS, GenreNet, build_model, widen
 
@@ -79,9 +80,9 @@ def imagenet_like(tmp_path_factory):
     """EfficientNet-B3, and a file of its weights as the download would be."""
     torch.manual_seed(1)
     net = FULL_BACKBONE(0.2)
-    path = tmp_path_factory.mktemp("weights") / WEIGHTS.url.rsplit("/", 1)[1]
+    path = tmp_path_factory.mktemp("weights") / "b3.pth"
     torch.save(net.state_dict(), path)
-    return net, path
+    return net, path.rename(path.with_name(f"efficientnet_b3-{sha256(path)[:8]}.pth"))
 
 
 def assert_starts_from(net, pretrained):
@@ -100,6 +101,7 @@ def test_weights_come_from_the_download_folder(imagenet_like, full_backbone, tmp
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / path.name).symlink_to(path)
+    monkeypatch.setattr(WEIGHTS.value, "url", f"http://127.0.0.1:9/{path.name}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     net = build_model(ModelSettings.from_config(), num_classes=10, seed=0)
     assert_starts_from(net, pretrained)

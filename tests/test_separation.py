@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import time
 from fractions import Fraction
 
 import librosa
@@ -18,6 +19,7 @@ from demucs.htdemucs import HTDemucs
 from demucs.states import save_with_checksum
 from safetensors.torch import load_file, save_file
 
+from stemgenre.data import audio
 from stemgenre.data.audio import decode
 from stemgenre.demo.synth import render
 from stemgenre.errors import Interrupted, UserError
@@ -381,3 +383,41 @@ def test_without_a_network_the_message_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="SEPARATION_REPO"):
         load_demucs("htdemucs")
+
+
+def test_a_clip_that_takes_too_much_memory_is_named_and_the_others_are_separated(
+    separator, tmp_path, monkeypatch
+):
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, noise(1, rate=8000 + 1000 * number).T.numpy(), 8000 + 1000 * number)
+    resample = audio.resample_blocks
+
+    def failing(blocks, *, to_rate):
+        for block, rate in blocks:
+            if rate == 9000:
+                raise MemoryError
+            yield from resample([(block, rate)], to_rate=to_rate)
+
+    monkeypatch.setattr(audio, "resample_blocks", failing)
+    ends = {
+        path: value
+        for path, value in separate_files(((p, p) for p in paths), separator, threads=1)
+        if isinstance(value, EndOfFile)
+    }
+    assert "not enough memory" in str(ends[paths[1]].error)
+    assert "1.wav" in str(ends[paths[1]].error)
+    assert ends[paths[0]].error is None
+    assert ends[paths[2]].error is None
+
+
+@pytest.mark.parametrize("rate", [22051, 11027])
+def test_a_rate_whose_resampling_kernel_would_be_huge_is_resampled_all_the_same(tiny_repo, rate):
+    wave = noise(2)
+    expected = stems_of(make_separator(tiny_repo, sample_rate=22050), wave)
+    began = time.monotonic()
+    stems = stems_of(make_separator(tiny_repo, sample_rate=rate), wave)
+    assert time.monotonic() - began < 20
+    assert stems.shape == (4, round(wave.shape[1] * rate / 44100))
+    assert stems.std().item() == pytest.approx(expected.std().item(), rel=0.3)
+    assert torch.equal(stems, stems_of(make_separator(tiny_repo, sample_rate=rate), wave))

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
+from stemgenre.data import audio
 from stemgenre.errors import UserError, first_line
 from stemgenre.files import sha256
 from stemgenre.runtime import MicroBatch, release_freed_memory
 from stemgenre.settings import STEMS, SeparationSettings
 
 WINDOW_BYTES = 1.5e9  # of GPU memory that one window of htdemucs may take, with a margin
+MAX_KERNEL = 10**6  # samples of julius' kernels, which 44100:22051 Hz would make 10^9
 # What reading weights that are not whole raises, Demucs' ModelLoadingError (a RuntimeError) too.
 DAMAGED = (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, pickle.PickleError)
 
@@ -112,7 +114,13 @@ class Separator:
         stems = stems[:, order].float().mean(2) * std
         rates = self.model.samplerate, self.sample_rate
         # One stem of all clips after the other: on a CPU this takes many times its output's memory.
-        stems = torch.stack([julius.resample_frac(s, *rates) for s in stems.unbind(1)], dim=1)
+        if rates[0] * rates[1] / math.gcd(*rates) ** 2 <= MAX_KERNEL:
+            stems = torch.stack([julius.resample_frac(s, *rates) for s in stems.unbind(1)], dim=1)
+        else:
+            resampled = audio.resample(
+                stems.flatten(0, 1).cpu().numpy(), from_rate=rates[0], to_rate=rates[1]
+            )
+            stems = torch.from_numpy(resampled).unflatten(0, (-1, len(STEMS))).to(self.device)
         if self.device.type == "cpu":
             release_freed_memory()
         ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
@@ -156,7 +164,7 @@ def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
         )
     bag = _read_bag(folder, name)
     models = [_load_weights(_repo_file(folder, name, signature)) for signature in bag["models"]]
-    model = BagOfModels(models, bag.get("weights"), bag.get("segment"))
+    model = BagOfModels(models, bag["weights"], bag["segment"])
     if sorted(model.sources) != sorted(STEMS):
         raise UserError(
             f"SEPARATION_MODEL={name} separates {', '.join(model.sources)}; "
@@ -176,18 +184,38 @@ def _read_bag(folder, name):
 
     path = _repo_file(folder, name, name, suffixes=(".yaml",), required=folder is None)
     if path is None:
-        return {"models": [name]}  # a single model, called by its signature
+        return {
+            "models": [name],
+            "weights": None,
+            "segment": None,
+        }  # a single model, called by its signature
     try:
         bag = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a Demucs model's yaml: {error}") from None
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path} is not a Demucs model's yaml: {reason}") from None
     if not isinstance(bag, dict) or not isinstance(bag.get("models"), list) or not bag["models"]:
         raise UserError(f"{path} is not a Demucs model's yaml: it names no models")
+    for signature in bag["models"]:  # only what is plain is shown: aliases can nest without end
+        if type(signature) not in (str, int) or not is_plain_name(str(signature)):
+            shown = repr(signature)[:100] if isinstance(signature, str) else "a list or the like"
+            raise UserError(f"{path} names the model {shown}, which is not a plain name")
+    weights, segment = bag.get("weights"), bag.get("segment")
+    rows = [] if weights is None else weights if isinstance(weights, list) else [weights]
+    good = all(
+        isinstance(row, list) and len(row) == len(STEMS) and all(map(_is_finite, row))
+        for row in rows
+    )
+    if not good or len(rows) not in (0, len(bag["models"])):
+        raise UserError(f"{path} is not a Demucs model's yaml: weights must be 4 numbers a model")
+    if segment is not None and not (_is_finite(segment) and segment > 0):
+        raise UserError(f"{path} is not a Demucs model's yaml: segment must be a number of seconds")
     signatures = [str(signature) for signature in bag["models"]]
-    for signature in signatures:
-        if not is_plain_name(signature):
-            raise UserError(f"{path} names the model {signature!r}, which is not a plain name")
-    return bag | {"models": signatures}
+    return {"models": signatures, "weights": weights, "segment": segment}
+
+
+def _is_finite(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _repo_file(folder, name, stem, *, suffixes=(".safetensors", ".th"), required=True):

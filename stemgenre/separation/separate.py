@@ -134,6 +134,8 @@ def _read_ahead(files, separator, threads, should_stop):
                         yield source, chunk
             except UserError as error:
                 source.error = error
+            except MemoryError:
+                source.error = UserError(f"{path} cannot be decoded: not enough memory")
             yield source, None
 
 

@@ -1,6 +1,9 @@
 """torchvision's EfficientNet-B3 with a four-channel first convolution and the genre head."""
 
 import pickle
+import re
+from http.client import HTTPException
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -9,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import EfficientNet, EfficientNet_B3_Weights, efficientnet_b3
 
 from stemgenre.errors import UserError, first_line
+from stemgenre.files import sha256
 from stemgenre.settings import ModelSettings
 from stemgenre.training.checkpoint import load_tensors
 
@@ -166,13 +170,20 @@ def imagenet_weights(weights_file: str | None = None) -> dict[str, torch.Tensor]
         f"put it into {torch.hub.get_dir()}/checkpoints; TORCH_HOME moves that folder. "
         "PRETRAINED=False trains from scratch"
     )
+    path = Path(weights_file or Path(torch.hub.get_dir(), "checkpoints", name))
     try:
-        if weights_file:
-            return load_tensors(weights_file, "ImageNet weights")
-        return WEIGHTS.get_state_dict(progress=False, check_hash=True)
+        if not weights_file and not path.is_file():
+            return WEIGHTS.get_state_dict(progress=False, check_hash=True)
+        expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        if expected and path.is_file() and not sha256(path).startswith(expected[1]):
+            raise UserError(
+                f"{path} is damaged or another file: its SHA-256 does not begin with the "
+                f"{expected[1]} in its name; remove it"
+            )
+        return load_tensors(path, "ImageNet weights")
     except UserError as error:
-        raise UserError(f"WEIGHTS_FILE: {error}. {way_out}") from None
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{'WEIGHTS_FILE: ' if weights_file else ''}{error}. {way_out}") from None
+    except (OSError, HTTPException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = first_line(error)
         raise UserError(
             f"the ImageNet weights {name} cannot be loaded ({reason}). {way_out}"
