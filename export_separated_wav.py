@@ -55,9 +55,14 @@ def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str],
         paths = sorted(cache.folder.glob("*.npz"), key=natural_key)
     if not paths:
         raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
-    failures, attenuated = [], []
+    failures, attenuated, folders = [], [], {}
     for path in tqdm(paths, desc="wav", unit="clip"):
         try:
+            if folders.setdefault(path.stem.casefold(), path.resolve()) != path.resolve():
+                raise UserError(
+                    f"{path} has the name of another entry; export it into another --out"
+                )
+            _check_inside(out, path.stem, stems, path)
             waves, rate = cache.read_file(path)  # (4, samples)
         except UserError as error:
             failures.append(str(error))
@@ -70,6 +75,14 @@ def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str],
     cli.log.info("%d clips written below %s", len(paths) - len(failures), out)
     if failures:
         raise UserError("\n".join(failures))
+
+
+def _check_inside(out, clip, stems, path):
+    """Raises UserError if a clip's wav files would lie outside `out`: links, or a clip named .."""
+    for stem in stems:
+        target = (out / clip / f"{stem}.wav").resolve()
+        if clip == ".." or not target.is_relative_to(out.resolve()):
+            raise UserError(f"{path} would be written to {target}, outside {out}")
 
 
 def _entry_path(cache, name):

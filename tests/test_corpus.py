@@ -26,7 +26,7 @@ from stemgenre.separation.separate import EndOfFile, separate_files
 from stemgenre.settings import FeatureSettings, ModelSettings, SeparationSettings
 from stemgenre.training import checkpoint
 from stemgenre.training.inference import load_model
-from stemgenre.training.model import GenreNet, build_backbone, build_model
+from stemgenre.training.model import GenreNet, build_backbone, build_model, imagenet_weights
 
 CPU = torch.device("cpu")
 NOT_OPENED = "it holds more than weights and is not opened"
@@ -360,5 +360,4 @@ def test_damaged_weights_in_the_download_folder_are_refused(tmp_path, monkeypatc
     path.parent.mkdir()
     for content in (b"", b"<html>", pickle.dumps({"a": 1})):
         path.write_bytes(content)
-        settings = ModelSettings.from_config(weights_file=None)
-        refused(lambda: build_model(settings, num_classes=2, seed=0), str(path), "SHA-256")
+        refused(lambda: imagenet_weights(None), str(path), "SHA-256")

@@ -132,3 +132,32 @@ def test_the_script_writes_what_it_is_told_and_names_a_missing_clip(cache, tmp_p
     (line,) = (done.stdout + done.stderr).strip().splitlines()
     assert line.startswith("error: ")
     assert "train_3.npz does not exist" in line
+
+
+def test_an_export_never_leaves_its_folder(cache, tmp_path):
+    (cache.folder / "...npz").write_bytes(cache.path("train_2").read_bytes())
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine.wav").write_bytes(b"mine")
+    (tmp_path / "wav" / "train_2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "wav" / "train_10").mkdir()
+    (tmp_path / "wav" / "train_10" / "bass.wav").symlink_to(tmp_path / "mine.wav")
+    with pytest.raises(UserError) as caught:
+        export_wavs(cache, [], stems=["bass"], out=tmp_path / "wav")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all("outside" in line for line in lines)
+    assert (tmp_path / "wav" / "loud" / "bass.wav").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert (tmp_path / "mine.wav").read_bytes() == b"mine"
+    assert not (tmp_path / "bass.wav").exists()
+
+
+def test_entries_of_one_name_do_not_replace_each_other(cache, tmp_path):
+    other = tmp_path / "other" / "train_2.npz"
+    other.parent.mkdir()
+    other.write_bytes(cache.path("loud").read_bytes())
+    with pytest.raises(UserError, match=r"other/train_2\.npz has the name of another"):
+        export_wavs(cache, ["train_2", str(other)], stems=["bass"], out=tmp_path / "wav")
+    wave, _ = soundfile.read(tmp_path / "wav" / "train_2" / "bass.wav")
+    assert np.abs(wave).max() < 0.5
