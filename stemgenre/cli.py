@@ -70,14 +70,16 @@ def check_data_dir(settings: Settings) -> None:
 def describe_settings(path: Path = CONFIG_FILE) -> list[tuple[str, str, str, str]]:
     """(section, name, value as text, comment) of each setting of a config file, in its order."""
     comments, headings = {}, {}
-    source = path.read_text(encoding="utf-8")
+    assignments = parse_assignments(path)
+    source = path.read_text(encoding="utf-8-sig")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             found = headings if token.line.startswith("#") else comments
             found[token.start[0]] = token.string.lstrip("# ")
     rows = []
-    for name, node in parse_assignments(path):
-        section = headings[max(line for line in headings if line < node.lineno)]
+    for name, node in assignments:
+        above = [line for line in headings if line < node.lineno]
+        section = headings[max(above)] if above else ""
         lines = range(node.lineno, node.end_lineno + 1)
         comment = " ".join(comments[line] for line in lines if line in comments)
         rows.append((section, name, ast.get_source_segment(source, node.value), comment))

@@ -292,3 +292,27 @@ def test_a_path_is_never_taken_for_a_setting():
     settings, others = cli.split_words(words)
     assert settings == ["SR=11025"]
     assert others == ["./SONG=1.wav", "/music/A=B.wav", "./LR=2", "PATH/X=1.wav"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("EPOCHS = 3\nLR = = 2\n".encode(), "line 2"),
+        ("EPOCHS = 3\n  LR = (\n".encode(), "line"),
+        ('DATA_DIR = "音楽"\n'.encode("cp932"), "UTF-8"),
+        (b"A, B = 3, 4\n", "line 1"),
+        (b"LR = " + b"(" * 5000, "config.py"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line_in_every_script(tmp_path, content, said):
+    path = tmp_path / "config.py"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        cli.describe_settings(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_reads_a_config_with_a_byte_order_mark_and_without_headings(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_bytes(b"\xef\xbb\xbfLR = 1e-3  # AdamW's\n")
+    assert cli.describe_settings(path) == [("", "LR", "1e-3", "AdamW's")]
