@@ -297,8 +297,8 @@ def test_a_path_is_never_taken_for_a_setting():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("EPOCHS = 3\nLR = = 2\n".encode(), "line 2"),
-        ("EPOCHS = 3\n  LR = (\n".encode(), "line"),
+        (b"EPOCHS = 3\nLR = = 2\n", "line 2"),
+        (b"EPOCHS = 3\n  LR = (\n", "line"),
         ('DATA_DIR = "音楽"\n'.encode("cp932"), "UTF-8"),
         (b"A, B = 3, 4\n", "line 1"),
         (b"LR = " + b"(" * 5000, "config.py"),
