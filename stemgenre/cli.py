@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stemgenre.errors import Interrupted, UserError, first_line
+from stemgenre.errors import CONTROL_CHARACTER, Interrupted, UserError, first_line
 from stemgenre.settings import (
     CONFIG_FILE,
     Settings,
@@ -33,7 +33,7 @@ log = logging.getLogger("stemgenre")
 
 DEMO_RECIPE = str(CONFIG_FILE.parent / "recipes" / "demo.py")
 LOGGERS = (log, logging.getLogger("py.warnings"))
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and bytes that are no UTF-8
+CONTROL = re.compile(CONTROL_CHARACTER.pattern + "|[\ud800-\udfff]")  # and bytes that are no UTF-8
 
 
 def parser(description: str) -> argparse.ArgumentParser:

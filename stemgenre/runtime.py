@@ -82,8 +82,8 @@ def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
 
     `machine` is a MachineSettings. Raises UserError for a device that is not available.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(machine.device, int(os.environ.get("LOCAL_RANK", 0)), world_size)
+    rank, world_size, local_rank = _torchrun_ranks()
+    device = pick_device(machine.device, local_rank, world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
@@ -110,6 +110,16 @@ def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
         finally:
             if world_size > 1:
                 dist.destroy_process_group()
+
+
+def _torchrun_ranks():
+    """(rank, world_size, local_rank) that torchrun gives; (0, 1, 0) for a process by itself."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return tuple(int(os.environ[name]) for name in names)
+    if left := [f"{name}={os.environ[name]}" for name in names if name in os.environ]:
+        log.warning("%s in the environment ignored: not started by torchrun", ", ".join(left))
+    return 0, 1, 0
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from stemgenre.runtime import (
     derive_seed,
     log_device,
     pick_device,
+    start_runtime,
     thread_count,
 )
 from stemgenre.settings import MachineSettings
@@ -116,3 +117,13 @@ def test_a_single_clip_that_does_not_fit_is_the_users_to_fix():
 
     with pytest.raises(UserError, match="lower IMG_SIZE"):
         MicroBatch(4).run(step, 4, too_large="a single image exceeds GPU memory; lower IMG_SIZE")
+
+
+@pytest.mark.parametrize("value", ["4", "many", ""])
+def test_ranks_left_in_the_environment_are_ignored(monkeypatch, caplog, value):
+    monkeypatch.setattr(logging.getLogger("stemgenre"), "propagate", True)
+    monkeypatch.setenv("WORLD_SIZE", value)
+    monkeypatch.setenv("RANK", value)
+    with start_runtime(MachineSettings.from_config(device="cpu")) as runtime:
+        assert (runtime.rank, runtime.world_size) == (0, 1)
+    assert f"WORLD_SIZE={value} in the environment ignored" in caplog.text

@@ -197,8 +197,12 @@ class EntryWriter:
     A single block is held in memory; more of them are collected on the disk.
     """
 
-    def __init__(self, cache: StemCache, clip: str, source: Path) -> None:
+    def __init__(
+        self, cache: StemCache, clip: str, source: Path, *, source_sha256: str | None = None
+    ) -> None:
+        """`source_sha256` is the hash of `source` from before it was decoded."""
         self.cache, self.clip, self.source = cache, clip, source
+        self.source_sha256 = source_sha256
         self.block: torch.Tensor | None = None
         self.spool: StemSpool | None = None
 
@@ -215,10 +219,11 @@ class EntryWriter:
     def finish(self, precision: str) -> None:
         """Writes the entry. Raises ClipError and UserError as StemCache.write does."""
         with contextlib.closing(self):
+            made_by = {"precision": precision, "source_sha256": self.source_sha256}
             if self.spool:
-                self.spool.store(self.clip, self.source, precision=precision)
+                self.spool.store(self.clip, self.source, **made_by)
             else:
-                self.cache.write(self.clip, self.block.numpy(), self.source, precision=precision)
+                self.cache.write(self.clip, self.block.numpy(), self.source, **made_by)
 
     def close(self) -> None:
         """Frees the disk space of stems that were collected."""
@@ -235,11 +240,7 @@ def separate_missing(
     failures are named at the end in one UserError, and the good ones stay cached. Raises
     Interrupted, with what is separated cached, if a stop was requested.
     """
-    todo = [
-        row
-        for row in clips.drop_duplicates("clip").itertuples()
-        if not cache.is_current(row.clip, row.path)
-    ]
+    todo = [row for row in clips.drop_duplicates("clip").itertuples() if _is_missing(cache, row)]
     runtime.all_gather(None)  # nobody writes before everybody has looked
     if not todo:
         log.info("stems: all %d clips are cached in %s", len(clips), cache.folder)
@@ -275,8 +276,17 @@ def _separate_into(cache, rows, separator, threads, runtime):
     """Separates the clips of `rows` into the cache; returns a line for each one that failed."""
     failures, writes, writer = [], collections.deque(), None
     samples, overflowed, started = 0, 0, time.monotonic()
+    hashes = {}  # of clips, from before they are decoded
+
+    def missing_clips():
+        for row in rows:
+            if _is_missing(cache, row):
+                with contextlib.suppress(ClipError):  # it is gone: decoding it will say so
+                    hashes[row.clip] = cache.hash_source(row.path)
+                yield row, row.path
+
     results = separate_files(
-        ((row, row.path) for row in rows if _is_missing(cache, row)),
+        missing_clips(),
         separator,
         threads=threads,
         should_stop=lambda: bool(runtime.stop.signal_number),
@@ -287,7 +297,9 @@ def _separate_into(cache, rows, separator, threads, runtime):
         tqdm(total=len(rows), desc="stems", unit="clip", disable=not runtime.is_main) as bar,
     ):
         for row, value in results:
-            writer = writer or EntryWriter(cache, row.clip, row.path)
+            writer = writer or EntryWriter(
+                cache, row.clip, row.path, source_sha256=hashes.get(row.clip)
+            )
             if not isinstance(value, EndOfFile):
                 writes.append(pool.submit(writer.add, value))
                 samples += value.shape[1]
