@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py does, before torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import soundfile

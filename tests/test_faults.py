@@ -278,7 +278,7 @@ def test_a_clip_that_is_gone_after_it_is_read_is_named(separate, monkeypatch):
 def test_a_clip_that_is_gone_although_its_stems_are_cached_is_named(separate):
     separate()
     separate.paths[1].unlink()
-    with pytest.raises(UserError, match=r"b\.wav can no longer be read: No such file"):
+    with pytest.raises(UserError, match=r"b\.wav cannot be decoded: there is no such file"):
         separate()
 
 
