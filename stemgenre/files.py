@@ -41,7 +41,7 @@ def atomic_write(
 ) -> Iterator[IO]:
     """An open file that replaces `path` when the block has ended.
 
-    Written beside its place, flushed to the disk, then renamed: a loader, or a run after a crash,
+    Written beside its place, flushed to the disk, then renamed: a reader, or a run after a crash,
     sees the old file or the new one. With `previous`, the old one stays under that name, and there
     is always a complete file at `path`. A link stays, and the file that it leads to is replaced; a
     device or a pipe is written to. Raises UserError if it cannot be written.

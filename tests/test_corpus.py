@@ -1,6 +1,6 @@
 """Malformed files: each is refused in a line that names it, or read as what it is.
 
-Others are where their loaders are tested: tables in test_competition_errors.py, cache entries in
+Others are where their readers are tested: tables in test_competition_errors.py, cache entries in
 test_cache.py, audio in test_audio.py, checkpoints in test_checkpoint.py.
 """
 

@@ -324,7 +324,7 @@ def _separate_into(cache, rows, separator, threads, runtime):
 
 
 def _is_missing(cache, row):
-    """Whether a clip is still to be separated: another run may have cached it meanwhile."""
+    """Whether a clip is still to be separated; another run can cache it before its turn."""
     try:
         return not cache.is_current(row.clip, row.path)
     except ClipError:
