@@ -34,12 +34,13 @@ def _ordered(values: tuple) -> tuple:
 
 def _known_channels(text: str) -> str:
     names = [name.strip() for name in text.split(",")]
-    if names != ["mix"] and not (set(names) <= set(STEMS) and len(set(names)) == len(names)):
+    if not set(names) <= {"mix", *STEMS} or len(set(names)) < len(names):
         raise ValueError("unknown channels")
     return ",".join(names)
 
 
 Auto = Literal["auto"]
+Pixels = Annotated[int, Field(ge=64, le=2048)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]  # not blank, no NUL
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
@@ -71,7 +72,14 @@ class PathSettings(_Group):
 class DataSettings(_Group):
     num_classes: Annotated[int, Field(ge=2)] | Auto
     test_size: Annotated[float, Field(gt=0, le=0.9)]
+    folds: Annotated[int, Field(ge=1, le=100)]
+    seeds: Annotated[int, Field(ge=1, le=100)]
     split_by_group: bool
+    extra_data: Annotated[
+        Text | tuple[Text, ...] | None, AsTuple, Field(description="a folder, several, or None")
+    ]
+    pseudo_labels: Text | None
+    pseudo_confidence: Annotated[float, Field(ge=0, le=1)]
 
 
 class SeparationSettings(_Group):
@@ -94,17 +102,27 @@ class FeatureSettings(_Group):
     channels: Annotated[
         str,
         AfterValidator(_known_channels),
-        Field(description=f'"mix", or some of {", ".join(STEMS)}, separated by commas'),
+        Field(description=f"one or more of mix, {', '.join(STEMS)}, separated by commas"),
     ]
     db_reference: Literal["clip", "stem"]
-    num_channels: Literal[4]
-    img_size: Annotated[int, Field(ge=64, le=2048)]
+    num_channels: Annotated[int, Field(ge=1, le=64)] | Auto
+    img_size: Annotated[
+        Pixels | tuple[Pixels, Pixels],
+        AsTuple,
+        Field(description="an integer, or two (height, width), from 64 to 2048"),
+    ]
 
     @property
     def channel_names(self) -> list[str]:
-        """What each channel of the image shows: CHANNELS, repeated in turn if they are fewer."""
+        """What each channel of the image shows: CHANNELS, repeated in turn up to NUM_CHANNELS."""
         names = self.channels.split(",")
-        return [names[i % len(names)] for i in range(self.num_channels)]
+        count = len(names) if self.num_channels == "auto" else self.num_channels
+        return [names[i % len(names)] for i in range(count)]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size,) * 2
 
 
 class AugmentSettings(_Group):
@@ -130,12 +148,18 @@ class AugmentSettings(_Group):
     ]
     time_shift_seconds: Annotated[float, Field(ge=0, le=60)]
     mask_fraction: Annotated[float, Field(ge=0, le=0.9)]
+    stem_gain_db: Annotated[float, Field(ge=0, le=60)]
+    stem_dropout: Annotated[float, Field(ge=0, le=1)]
+    stem_swap: Annotated[float, Field(ge=0, le=1)]
+    mixup_alpha: Annotated[float, Field(ge=0, le=100)]
 
 
 class ModelSettings(_Group):
+    backbone: Text
     pretrained: bool
     weights_file: Text | None
     freeze_stages: Annotated[int, Field(ge=0, le=9)]
+    train_first_conv: bool
     frozen_batchnorm: Literal["adapt", "fixed"]
     head_dropout: Annotated[
         tuple[Annotated[float, Field(ge=0, le=0.95)], Annotated[float, Field(ge=0, le=0.95)]],
@@ -151,11 +175,18 @@ class TrainSettings(_Group):
     micro_batch: Annotated[int, Field(ge=1, le=65536)] | Auto
     lr: Annotated[float, Field(gt=0, le=10)]
     min_lr: Annotated[float, Field(ge=0, le=10)]
+    warmup_epochs: Annotated[int, Field(ge=0, le=100000)]
+    lr_decay_per_stage: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     gradient_clip: Annotated[float, Field(gt=0)]
+    label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
+    class_weights: bool
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    best_by: Literal["accuracy", "loss", "last"]
     patience: Annotated[int, Field(ge=1, le=100000)]
     use_amp: bool
     compile: bool
+    tta: Annotated[int, Field(ge=0, le=16)]
     resume_from_checkpoint: bool
     load_optimizer_state: bool
     load_scheduler_state: bool
@@ -353,7 +384,8 @@ def _schema_text(schema):
         return _quoted(schema["const"])
     nouns = {"integer": "an integer", "number": "a number", "boolean": "True or False",
              "string": "text", "null": "None"}  # fmt: skip
-    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to",
+              "exclusiveMaximum": "below"}  # fmt: skip
     limits = [f"{word} {schema[key]:g}" if isinstance(schema[key], float) else
               f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]  # fmt: skip
     return " ".join([nouns[schema["type"]], *limits])
@@ -375,6 +407,16 @@ def _check_together(settings):
         raise UserError(
             f"N_FFT={features.n_fft} is longer than CLIP_SECONDS={features.clip_seconds}; "
             f"use at most {int(features.clip_seconds * features.sr)}"
+        )
+    named = len(features.channels.split(","))
+    if features.num_channels != "auto" and features.num_channels < named:
+        raise UserError(
+            f"NUM_CHANNELS={features.num_channels} is fewer than the {named} CHANNELS; use "
+            '"auto", which is as many'
+        )
+    if train.warmup_epochs >= train.epochs:
+        raise UserError(
+            f"WARMUP_EPOCHS={train.warmup_epochs} leaves none of EPOCHS={train.epochs}; use fewer"
         )
     if train.min_lr > train.lr:
         raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
