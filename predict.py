@@ -6,6 +6,7 @@
     python predict.py mix.flac --timeline               the genre over time, and a picture of it
     python predict.py album/ --stems stems/             keeps the stems for the next time
     python predict.py album/ --model runs/demo/best_model.pth SEPARATION_REPO=data/models
+    python predict.py album/ --model a.pth b.pth        the mean of several models
 
 A file that is longer than the model's clips is classified in windows of their length, half
 overlapping. A file that cannot be read is named and the others are predicted; the exit code is
@@ -33,7 +34,7 @@ log = logging.getLogger("stemgenre.predict")
 
 SETTINGS = (  # those that are used here
     "OUTPUT_DIR", "BEST_MODEL_FILE", "SEPARATION_MODEL", "SEPARATION_REPO", "SEPARATION_OVERLAP",
-    "SEPARATION_BATCH", "MICRO_BATCH", "USE_AMP", "DEVICE", "NUM_THREADS",
+    "SEPARATION_BATCH", "MICRO_BATCH", "USE_AMP", "TTA", "DEVICE", "NUM_THREADS",
 )  # fmt: skip
 BATCH_SIZE = 8  # windows per forward pass, for MICRO_BATCH="auto": more are not faster
 
@@ -41,14 +42,18 @@ BATCH_SIZE = 8  # windows per forward pass, for MICRO_BATCH="auto": more are not
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("files", nargs="*", help="files, folders, patterns; also KEY=VALUE")
-    parser.add_argument("--model", type=Path, help="default: BEST_MODEL_FILE below OUTPUT_DIR")
+    parser.add_argument(
+        "--model", nargs="+", metavar="PTH", help="default: BEST_MODEL_FILE below OUTPUT_DIR"
+    )
     parser.add_argument("--csv", type=Path, help="write a table of every genre's probability")
     parser.add_argument("--json", type=Path, help="the same as json, with the genre over time")
     parser.add_argument("--timeline", action="store_true", help="show and draw genre over time")
     parser.add_argument("--out", type=Path, default=Path("timeline"), help="folder of the pictures")
     parser.add_argument("--stems", type=Path, help="folder that keeps the separated stems")
     args = parser.parse_intermixed_args()
-    words, files = cli.split_words(args.files)
+    # Whatever follows `--model a.pth` and is no model file is what to predict, or KEY=VALUE.
+    models = [word for i, word in enumerate(args.model or ()) if not i or word.endswith(".pth")]
+    words, files = cli.split_words([*args.files, *(w for w in args.model or () if w not in models)])
     settings = cli.parse_settings(words)
     given = settings_given(words)
     check_outputs(args.csv, args.json, args.out if args.timeline else None, args.stems)
@@ -62,13 +67,14 @@ def main() -> None:
     separation, size = settings.separation, settings.train.micro_batch
     with start_runtime(settings.machine) as runtime:
         classifier = Classifier.load(
-            args.model or settings.paths.output(settings.paths.best_model_file),
+            *(models or [settings.paths.output(settings.paths.best_model_file)]),
             device=runtime.device,
             separation=separation,
             separation_model=separation.separation_model if "SEPARATION_MODEL" in given else None,
             stems=args.stems,
             batch_size=BATCH_SIZE if size == "auto" else size,
             use_amp=settings.train.use_amp,
+            tta=settings.train.tta,
             threads=thread_count(settings.machine),
         )
         predict_files(classifier, paths, failures, args, runtime)

@@ -34,25 +34,23 @@ def main() -> None:
 
 
 def run_competition(settings, runtime, *, make_demo=False) -> None:
-    """Files in DATA_DIR -> stems -> images -> trained network -> SUBMIT_FILE."""
+    """Files in DATA_DIR -> stems -> images -> trained networks -> SUBMIT_FILE."""
     import pandas as pd
 
     from stemgenre.data.competition import load_competition
-    from stemgenre.data.split import load_groups, split_clips
+    from stemgenre.data.split import load_groups
     from stemgenre.demo.demo import ensure_demo
-    from stemgenre.features.log_mel import Frontend
     from stemgenre.report.report import Report
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
     from stemgenre.separation.cache import StemCache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
-    from stemgenre.training import checkpoint
-    from stemgenre.training.inference import compute_channel_stats, compute_logits, load_model
+    from stemgenre.training.checkpoint import merge_models
+    from stemgenre.training.members import combine, members_to_resume, plan_members
     from stemgenre.training.model import build_model
     from stemgenre.training.stem_loader import StemLoader, check_batch_size
-    from stemgenre.training.trainer import Trainer
 
-    paths, features, seed = settings.paths, settings.features, settings.machine.seed
+    paths, features, train = settings.paths, settings.features, settings.train
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
@@ -65,91 +63,119 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     if make_demo:
         ensure_demo(paths.data_dir, cache, features, runtime)
 
-    # 1  files -> table of clips
+    # 1  files -> table of clips; of these, each network's own
     competition = load_competition(
         paths.data_dir, num_classes=settings.data.num_classes, cache_dir=cache.folder
     )
-    train, valid = split_clips(
-        competition.train,
-        test_size=settings.data.test_size,
-        seed=seed,
-        label_names=competition.label_names,
-        groups=load_groups(settings, competition.train),
-    )
-    labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
-    run_signature = checkpoint.run_signature(settings, train, **labels)
-    saved = checkpoint.load_resume_checkpoint(settings, run_signature)
-    check_batch_size(settings.train.batch_size, world_size=runtime.world_size, clips=len(train))
-    net = build_model(
-        settings.model, num_classes=len(competition.label_ids), seed=seed, resuming=bool(saved)
-    )
-
-    if runtime.is_main and not saved:
-        checkpoint.set_aside(paths.output(paths.checkpoint_file))
+    members = plan_members(settings, competition, load_groups(settings, competition.train))
+    begun = members_to_resume(members)
+    fewest = min(len(member.train) for member in members)
+    check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
+    build_model(settings.model, num_classes=len(competition.label_ids), seed=0)  # or says why not
+    if runtime.is_main:
+        for member in members:
+            member.clean_folder(resuming=member in begun)
 
     # 2  clips -> stems
     summary = Summary()
     with summary.stage("separation"):
         separate_missing(pd.concat([competition.train, competition.test]), cache, settings, runtime)
-
-    # 3  stems -> images
     loader = StemLoader(
         cache,
-        features,
-        settings.augment,
         threads=thread_count(settings.machine),
         device=runtime.device,
         device_cache=settings.machine.device_cache,
     )
+
+    # 3, 4  stems -> images -> network, for each fold and seed
+    results = []
+    overview = Report(settings, competition, competition.train, competition.train, runtime)
+    for member in members:
+        if member.name:
+            overview.show_networks(members, results)
+        resuming = member in begun
+        results.append(train_member(member, competition, loader, runtime, summary, resuming))
+
+    # 5  networks -> submit.csv
+    predictions = combine(results, competition)
+    if runtime.is_main:
+        if len(members) > 1:
+            models = [member.best_model_path for member in members]
+            merge_models(models, paths.output(paths.best_model_file))
+            overview.show_networks(members, results, predictions, loader)
+        predicted = predictions.test_logits.argmax(1).tolist()
+        write_submission(paths.output(paths.submit_file), competition, predicted)
+        write_probabilities(paths.output(""), competition, predictions)
+        summary.write(paths.output("summary.json"), competition, results, predictions)
+
+
+def train_member(member, competition, loader, runtime, summary, resuming):
+    """The MemberResult of one network: trained, and its validation and test clips predicted."""
+    from stemgenre.features.log_mel import Frontend
+    from stemgenre.report.report import Report
+    from stemgenre.training import checkpoint
+    from stemgenre.training.inference import compute_channel_stats, compute_logits, load_models
+    from stemgenre.training.members import MemberResult
+    from stemgenre.training.model import build_model
+    from stemgenre.training.trainer import Trainer
+
+    settings, paths = member.settings, member.settings.paths
+    labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
+    saved = resuming and checkpoint.load_resume_checkpoint(settings, member.run_signature)
+
+    # 3  stems -> images
     with summary.stage("channel statistics"):
-        if saved:
-            channel_stats = saved["channel_stats"]
-        else:
-            channel_stats = compute_channel_stats(loader, train, features=features, runtime=runtime)
-    frontend = Frontend(features, device=runtime.device, channel_stats=channel_stats)
+        channel_stats = (
+            saved["channel_stats"]
+            if saved
+            else compute_channel_stats(
+                loader, member.train, features=settings.features, runtime=runtime
+            )
+        )
+    frontend = Frontend(settings.features, device=runtime.device, channel_stats=channel_stats)
 
     # 4  images -> network
+    net = build_model(
+        settings.model,
+        num_classes=len(competition.label_ids),
+        seed=settings.machine.seed,
+        resuming=bool(saved),
+    )
     trainer = Trainer(
         net,
         frontend,
         loader,
-        train_clips=train,
-        valid_clips=valid,
+        train_clips=member.train,
+        valid_clips=member.valid,
         **labels,
         settings=settings,
         runtime=runtime,
-        run_signature=run_signature,
+        run_signature=member.run_signature,
     )
     if saved:
         trainer.restore(saved)
-    report = Report(settings, competition, train, valid, runtime)
+    report = Report(settings, competition, member.train, member.valid, runtime)
     report.begin(trainer.state)
     with summary.stage("training"):
         state = trainer.fit(after_epoch=report.update)
 
-    # 5  network -> submit.csv
     with summary.stage("prediction"):
-        best = load_model(paths.output(paths.best_model_file), runtime.device)
+        (best,) = load_models(paths.output(paths.best_model_file), device=runtime.device)
         valid_logits, test_logits = (
             compute_logits(
                 best.net,
                 best.frontend,
                 loader,
                 clips,
+                tta=settings.train.tta,
                 micro_batch=trainer.micro_batch,
                 amp_dtype=trainer.amp_dtype,
                 runtime=runtime,
             )
-            for clips in (valid, competition.test)
+            for clips in (member.valid, competition.test)
         )
-    if runtime.is_main:
-        predicted = test_logits.argmax(1).tolist()
-        write_submission(paths.output(paths.submit_file), competition, predicted)
-        write_probabilities(paths.output(""), competition, valid, valid_logits, test_logits)
-        summary.write(
-            paths.output("summary.json"), state, competition, test_logits, train=train, valid=valid
-        )
-        report.finish(state, best, loader, valid_logits, test_logits)
+    report.finish(state, best, loader, valid_logits, test_logits)
+    return MemberResult(member, state, valid_logits, test_logits)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from stemgenre.features.log_mel import Frontend
 from stemgenre.files import atomic_write
 from stemgenre.html import charts
 from stemgenre.separation.cache import StemCache
-from stemgenre.training.inference import load_model
+from stemgenre.training.inference import load_models
 
 ROOT = Path(__file__).parents[1]
 DATA, RUN, PICTURES = ROOT / "data" / "demo", ROOT / "runs" / "demo", ROOT / "docs" / "pictures"
@@ -55,7 +55,7 @@ def draw(path: Path, chart: Callable[[Figure], None], *, width: float, height: f
 
 def channels(figure: Figure) -> None:
     """Draws the image of CLIP as the demo's model gets it, but of IMG_SIZE."""
-    frontend = load_model(RUN / "best_model.pth", torch.device("cpu")).frontend
+    frontend = load_models(RUN / "best_model.pth", device=torch.device("cpu"))[0].frontend
     features = frontend.features.model_copy(update={"img_size": IMG_SIZE})
     frontend = Frontend(features, device=torch.device("cpu"), channel_stats=frontend.channel_stats)
     cache = StemCache(DATA / "separated", model="synthesised", sample_rate=features.sr)

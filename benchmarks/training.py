@@ -175,8 +175,8 @@ class OurRecipe:
     def __init__(self, clips, cache, settings, runtime):
         threads = thread_count(settings.machine)
         loader = StemLoader(
-            cache, settings.features, settings.augment,
-            threads=threads, device=runtime.device, device_cache=settings.machine.device_cache,
+            cache, threads=threads, device=runtime.device,
+            device_cache=settings.machine.device_cache,
         )  # fmt: skip
         frontend = Frontend(settings.features, device=runtime.device, channel_stats=CHANNEL_STATS)
         self.trainer = make_trainer(frontend, loader, clips, settings, runtime)
@@ -193,7 +193,7 @@ class NetworkOnly:
 
     def __init__(self, clips, settings, runtime, *, without=None):
         self.trainer = make_trainer(self, self, clips, settings, runtime)
-        shape = (settings.train.batch_size, 4, *[settings.features.img_size] * 2)
+        shape = (settings.train.batch_size, 4, *settings.features.image_size)
         self.images = torch.randn(shape, device=runtime.device)
         if without == "channels last":
             self.trainer.net.to(memory_format=torch.contiguous_format)
@@ -206,7 +206,7 @@ class NetworkOnly:
         elif without == "autocast":
             self.trainer.amp_dtype = None
 
-    def batches(self, clips, batches):
+    def batches(self, clips, batches, *, section):
         return ((positions, [None] * len(positions)) for positions in batches)
 
     def __call__(self, stems, params):
@@ -294,7 +294,7 @@ class PlainDataset(torch.utils.data.Dataset):
             power = librosa.feature.melspectrogram(y=stem, sr=features.sr)
             channels.append((librosa.power_to_db(power, ref=np.max) + 45) / 20)
         image = torch.from_numpy(np.stack(channels).astype(np.float32))
-        size = (features.img_size, features.img_size)
+        size = features.image_size
         image = torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)
         return image[0], int(self.clips["target"][i])
 

@@ -19,7 +19,7 @@ STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
 RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settings name
     "metrics.csv", "summary.json", "settings_used.py", "valid_predictions.csv",
-    "test_probabilities.csv", "report", ".run.lock", ".run.txt",
+    "test_probabilities.csv", "oof_predictions.csv", "report", ".run.lock", ".run.txt",
 )  # fmt: skip
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
@@ -211,6 +211,12 @@ class Settings(_Group):
     model: ModelSettings
     train: TrainSettings
     machine: MachineSettings
+
+    def of_member(self, name: str, *, seed: int) -> Self:
+        """The settings of one of several networks: its folder below OUTPUT_DIR, its SEED."""
+        paths = self.paths.model_copy(update={"output_dir": str(self.paths.output(name))})
+        machine = self.machine.model_copy(update={"seed": seed})
+        return self.model_copy(update={"paths": paths, "machine": machine})
 
     @property
     def cache_folder(self) -> Path:
@@ -421,6 +427,14 @@ def _check_together(settings):
     if train.min_lr > train.lr:
         raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
     _check_outputs(settings)
+    networks = settings.data.folds * settings.data.seeds
+    for field in ("checkpoint_file", "best_model_file") if networks > 1 else ():
+        path = Path(getattr(settings.paths, field))
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{field.upper()}={path} would be the same file for all {networks} networks; name "
+                "a file without its folder"
+            )
 
 
 def _check_outputs(settings):

@@ -9,15 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from stemgenre.data.competition import Competition
 from stemgenre.files import atomic_write
 
 if TYPE_CHECKING:  # importing this module does not load torch
-    import torch
-
-    from stemgenre.training.checkpoint import TrainState
+    from stemgenre.training.members import MemberResult, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +42,31 @@ def write_submission(path: Path, competition: Competition, predicted: Sequence[i
     _write_csv(path, rows, separator, line_end)
 
 
-def write_probabilities(
-    folder: Path,
-    competition: Competition,
-    valid: pd.DataFrame,
-    valid_logits: "torch.Tensor",
-    test_logits: "torch.Tensor",
-) -> None:
+def write_probabilities(folder: Path, competition: Competition, predictions: "Predictions") -> None:
     """Writes every genre's probability for each clip: two tables below `folder`.
 
     valid_predictions.csv has the columns file_name, label and predicted (names of genres) before
-    them; test_probabilities.csv has file_name alone, its rows are those of the submission. The
-    logits are (clips, genres), in the order of `valid` and `competition.test`.
+    them; with FOLDS it is oof_predictions.csv, with the fold in which the clip was held out, too.
+    test_probabilities.csv has file_name alone, its rows are those of the submission.
     """
-    names = competition.label_names
-    predicted = [names[index] for index in valid_logits.argmax(1).tolist()]
-    labels = [names[target] for target in valid["target"]]
-    columns = zip(
-        valid["file_name"], labels, predicted, _format_probabilities(valid_logits), strict=True
-    )
-    rows = [(*clip, *probabilities) for *clip, probabilities in columns]
-    header = ("file_name", "label", "predicted", *names)
-    _write_csv(folder / "valid_predictions.csv", [header, *rows])
+    names, valid = competition.label_names, predictions.valid
+    columns = {
+        "file_name": valid["file_name"],
+        "label": [names[target] for target in valid["target"]],
+        "predicted": [names[index] for index in predictions.valid_logits.argmax(1).tolist()],
+    }
+    has_folds = "fold" in valid and valid["fold"].max() > 1
+    if has_folds:
+        columns["fold"] = valid["fold"]
+    clips = zip(*columns.values(), strict=True)
+    probabilities = _format_probabilities(predictions.valid_logits)
+    rows = [(*clip, *row) for clip, row in zip(clips, probabilities, strict=True)]
+    table = "oof_predictions.csv" if has_folds else "valid_predictions.csv"
+    _write_csv(folder / table, [(*columns, *names), *rows])
 
     test_names, template = competition.test["file_name"], competition.template
-    by_name = dict(zip(test_names, _format_probabilities(test_logits), strict=True))
+    probabilities = _format_probabilities(predictions.test_logits)
+    by_name = dict(zip(test_names, probabilities, strict=True))
     order = [row[template.file_column] for row in template.rows] if template else test_names
     rows = [(name, *by_name[name]) for name in order]
     _write_csv(folder / "test_probabilities.csv", [("file_name", *names), *rows])
@@ -96,44 +92,60 @@ class Summary:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the block's seconds under `name`."""
+        """Adds the block's seconds to those of `name`."""
         started = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def write(
         self,
         path: Path,
-        state: "TrainState",
         competition: Competition,
-        test_logits: "torch.Tensor",
-        *,
-        train: pd.DataFrame,
-        valid: pd.DataFrame,
+        results: "list[MemberResult]",
+        predictions: "Predictions",
     ) -> None:
         """Writes the run's results as JSON, and logs the accuracies and seconds.
 
-        The test accuracy is that of the clips in test_master, None without one.
+        The test accuracy is that of the clips in test_master, None without one. Of several networks
+        the accuracies are those of their mean probabilities, and each one's own are in `networks`.
         """
-        targets = competition.test["target"].to_numpy()
-        known = targets >= 0
-        correct = test_logits.argmax(1).numpy() == targets
-        test_accuracy = float(correct[known].mean()) if known.any() else None
-        summary = {
-            "best_epoch": state.best_epoch,
-            "epochs": state.epoch,
-            "valid_accuracy": state.best_accuracy,
-            "valid_loss": state.best_loss,
-            "test_accuracy": test_accuracy,
-            "clips": {"train": len(train), "valid": len(valid), "test": len(competition.test)},
-            "seconds": self.seconds,
+        valid_score, test_score = predictions.valid_score, predictions.test_score
+        first = results[0]
+        if len(results) == 1:
+            summary = _of_state(first.state)
+            log.info("best epoch %(best_epoch)d: validation accuracy %(valid_accuracy).3f", summary)
+        else:
+            summary = {
+                "valid_accuracy": valid_score.accuracy,
+                "valid_interval": valid_score.interval,
+                "valid_macro_f1": valid_score.macro_f1,
+                "networks": {result.member.name: _of_state(result.state) for result in results},
+            }
+            log.info("%d networks together: validation %s", len(results), valid_score)
+        summary |= {
+            "test_accuracy": test_score and test_score.accuracy,
+            "clips": {
+                "train": len(first.member.train),
+                "valid": len(predictions.valid),
+                "test": len(competition.test),
+            },
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
         }
         with atomic_write(path, "w", encoding="utf-8") as file:
             json.dump(summary, file, indent=2)
             file.write("\n")
-        log.info("best epoch %d: validation accuracy %.3f", state.best_epoch, state.best_accuracy)
-        if test_accuracy is not None:
-            log.info("test accuracy %.3f over %d clips", test_accuracy, int(known.sum()))
+        if test_score:
+            log.info("test accuracy %.3f over %d clips", test_score.accuracy, test_score.clips)
         log.info(
             "seconds: %s", ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         )
+
+
+def _of_state(state):
+    """What summary.json says of one network."""
+    return {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "valid_accuracy": state.best_accuracy,
+        "valid_loss": state.best_loss,
+    }

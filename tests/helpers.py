@@ -55,7 +55,7 @@ class NoReport:
     def __init__(self, *arguments):
         pass
 
-    begin = update = finish = __init__
+    begin = update = finish = show_networks = __init__
 
 
 def run_training(settings, *, with_report=False):

@@ -25,7 +25,7 @@ from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import EndOfFile, separate_files
 from stemgenre.settings import FeatureSettings, ModelSettings, SeparationSettings
 from stemgenre.training import checkpoint
-from stemgenre.training.inference import load_model
+from stemgenre.training.inference import load_models
 from stemgenre.training.model import GenreNet, build_backbone, build_model, imagenet_weights
 
 CPU = torch.device("cpu")
@@ -226,12 +226,13 @@ MODELS = {
 def test_a_model(tmp_path, name):
     path = tmp_path / "best_model.pth"
     checkpoint.save(path, "model", model_content() | MODELS[name])
-    refused(lambda: load_model(path, CPU), "best_model.pth does not hold a complete model")
+    refused(lambda: load_models(path, device=CPU), "best_model.pth does not hold a complete model")
 
 
 def test_the_model_loads_before_it_is_changed(tmp_path):
     checkpoint.save(tmp_path / "best_model.pth", "model", model_content())
-    assert load_model(tmp_path / "best_model.pth", CPU).label_names == ["blues", "rock"]
+    (model,) = load_models(tmp_path / "best_model.pth", device=CPU)
+    assert model.label_names == ["blues", "rock"]
 
 
 def test_a_checkpoint_that_claims_more_than_it_holds_is_refused_at_once(tmp_path):
@@ -286,7 +287,7 @@ def test_code_in_a_best_model_does_not_run(tmp_path, as_zip):
     marker, path = tmp_path / "it ran", tmp_path / "best_model.pth"
     content = {"format": checkpoint.FORMAT, "kind": "model", "label_ids": Payload(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=as_zip)
-    refused(lambda: load_model(path, CPU), "best_model.pth cannot be read", NOT_OPENED)
+    refused(lambda: load_models(path, device=CPU), "best_model.pth cannot be read", NOT_OPENED)
     assert not marker.exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stemgenre.separation.cache import CacheError, StemCache
-from stemgenre.settings import AugmentSettings, FeatureSettings
+from stemgenre.settings import FeatureSettings
 from stemgenre.training.stem_loader import StemLoader, epoch_batches
 
 
@@ -48,7 +48,7 @@ FEATURES = FeatureSettings.from_config(sr=4000, clip_seconds=1.0, n_fft=64, hop_
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_stems_arrive_with_their_own_positions(cache, threads):
-    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=threads, **ON_CPU)
+    loader = StemLoader(cache, threads=threads, **ON_CPU)
     clips = table(*[0] * 10)
     batches = [np.array([3, 1]), np.array([9]), np.array([0, 2, 4])]
     for positions, (found, stems) in zip(batches, loader.batches(clips, batches), strict=True):
@@ -59,7 +59,7 @@ def test_stems_arrive_with_their_own_positions(cache, threads):
 
 def test_a_long_clip_is_cut_to_what_the_fastest_tempo_needs(cache, tmp_path):
     cache.write("long", np.ones((4, 40000), "f4"), tmp_path / "clip.au")
-    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=1, **ON_CPU)
+    loader = StemLoader(cache, threads=1, **ON_CPU)
     assert 1.2 * 4000 <= loader.read("long").shape[1] < 1.3 * 4000
 
 
@@ -69,13 +69,13 @@ def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeyp
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 10**8))
     monkeypatch.setattr("stemgenre.training.stem_loader.to_device", lambda stems, device: stems)
     on_gpu = {"device": torch.device("cuda"), "device_cache": 0.4}
-    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=1, **on_gpu)
+    loader = StemLoader(cache, threads=1, **on_gpu)
     assert loader.read("train_1") is loader.read("train_1"), "it stays on the GPU"
 
 
 def test_a_damaged_entry_is_named(cache):
     cache.path("train_5").write_bytes(cache.path("train_5").read_bytes()[:300])
-    loader = StemLoader(cache, FEATURES, AugmentSettings.from_config(), threads=2, **ON_CPU)
+    loader = StemLoader(cache, threads=2, **ON_CPU)
     with pytest.raises(CacheError, match="train_5"):
         list(loader.batches(table(*[0] * 10), [np.arange(10)]))
     assert torch.is_tensor(loader.read("train_4"))

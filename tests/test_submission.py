@@ -12,6 +12,15 @@ from helpers import put_audio
 from stemgenre.data.competition import load_competition
 from stemgenre.submission import Summary, write_probabilities, write_submission
 from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.members import Member, MemberResult, combine
+
+
+def result_of(competition, valid, valid_logits, test_logits, state=None):
+    """The MemberResult of a run's only network, made up."""
+    train = competition.train.drop(valid.index)
+    member = Member("", 1, None, train, valid, {})
+    return MemberResult(member, state or TrainState(), valid_logits, test_logits)
+
 
 IDS = {"blues": 7, "jazz": 0, "rock": 42}
 PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
@@ -108,7 +117,8 @@ def test_a_name_that_is_not_utf8_is_written_as_it_is(tmp_path):
     write_submission(tmp_path / "submit.csv", competition, [1])
     assert (tmp_path / "submit.csv").read_bytes() == b"caf\xe9.wav,1\n"
     valid = competition.train[:1]
-    write_probabilities(tmp_path, competition, valid, torch.zeros(1, 2), torch.zeros(1, 2))
+    result = result_of(competition, valid, torch.zeros(1, 2), torch.zeros(1, 2))
+    write_probabilities(tmp_path, competition, combine([result], competition))
     rows = (tmp_path / "test_probabilities.csv").read_bytes().splitlines()
     assert rows[1].startswith(b"caf\xe9.wav,0.5")
 
@@ -143,7 +153,8 @@ def test_probabilities_are_in_the_order_of_the_submission(data, sample):
     order = competition.test["file_name"].tolist()
     logits = torch.tensor([[0.0, 0.0, PREDICTED[name]] for name in order])
     valid = competition.train[1:]
-    write_probabilities(data, competition, valid, torch.eye(3)[[2, 1]].log(), logits)
+    result = result_of(competition, valid, torch.eye(3)[[2, 1]].log(), logits)
+    write_probabilities(data, competition, combine([result], competition))
     header, *rows = read(data / "test_probabilities.csv")
     assert header == ["file_name", 'jazz, "cool"', "blues", "rock"]
     assert [row[0] for row in rows] == names
@@ -161,7 +172,8 @@ def test_without_test_clips_their_table_of_probabilities_has_no_rows(data):
     competition = load(data)
     without_test = dataclasses.replace(competition, test=competition.test[:0])
     logits = torch.zeros(1, 3), torch.empty(0, 3)
-    write_probabilities(data, without_test, competition.train[:1], *logits)
+    result = result_of(without_test, competition.train[:1], *logits)
+    write_probabilities(data, without_test, combine([result], without_test))
     assert read(data / "test_probabilities.csv") == [["file_name", "jazz", "blues", "rock"]]
 
 
@@ -182,8 +194,9 @@ def test_the_summary_has_the_results_of_the_run(data, test_labels, accuracy):
         pass
     state = TrainState(epoch=5, best_epoch=3, best_accuracy=0.75, best_loss=0.5)
     logits = torch.eye(3)[[2, 0, 2]]  # label ids 42, 0, 42: wrong for test_10
-    parts = {"train": competition.train[1:], "valid": competition.train[:1]}
-    summary.write(data / "summary.json", state, competition, logits, **parts)
+    result = result_of(competition, competition.train[:1], torch.eye(3)[[0]], logits, state)
+    predictions = combine([result], competition)
+    summary.write(data / "summary.json", competition, [result], predictions)
     found = json.loads((data / "summary.json").read_text())
     assert found.pop("seconds").keys() == {"training"}
     assert found.pop("test_accuracy") == (accuracy and pytest.approx(accuracy))

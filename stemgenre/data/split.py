@@ -1,4 +1,4 @@
-"""Training and validation clips: stratified by genre, each recording on one side if asked.
+"""Training and validation clips: stratified by genre, each recording on one side if asked; folds.
 
 eda.py finds clips of one recording and writes their groups to groups.csv; SPLIT_BY_GROUP=True
 reads them.
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
@@ -58,6 +58,44 @@ def split_clips(
         targets = clips["target"].to_numpy()
         train, valid = _split_by_group(targets, groups, test_size, seed, label_names)
     return clips.iloc[train], clips.iloc[valid]
+
+
+def split_folds(
+    clips: pd.DataFrame,
+    *,
+    folds: int,
+    seed: int,
+    label_names: Sequence[str],
+    groups: np.ndarray | None = None,
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """[(training rows, validation rows)] of `clips` for each fold, stratified by the column target.
+
+    Each clip is validated in one fold. Clips with the same number in `groups` (one for each clip)
+    are in the same fold. Raises UserError if a genre has too few clips or groups.
+    """
+    targets = clips["target"].to_numpy()
+    if groups is None:
+        kind, what, needed, numbers = StratifiedKFold, "clips", folds, np.arange(len(clips))
+    else:
+        kind, what, needed, numbers = StratifiedGroupKFold, "groups", 2, groups
+    for target in np.unique(targets):
+        found = len(np.unique(numbers[targets == target]))
+        if found < needed:
+            raise UserError(
+                f"FOLDS={folds} needs {needed} {what} or more in each genre, and "
+                f"{label_names[target]} has {found}; use fewer folds, or FOLDS=1"
+            )
+    if len(np.unique(numbers)) < folds:
+        raise UserError(f"FOLDS={folds} is more than the {len(np.unique(numbers))} {what} of clips")
+    splitter = kind(folds, shuffle=True, random_state=seed)
+    parts = list(splitter.split(targets, targets, groups))
+    for train, valid in parts:
+        if not len(valid) or len(np.unique(targets[train])) < len(np.unique(targets)):
+            raise UserError(
+                f"the groups of clips are too unequal for FOLDS={folds}: a fold would have no "
+                "clip, or all of a genre's; use fewer folds, or another SEED"
+            )
+    return [(clips.iloc[train], clips.iloc[valid]) for train, valid in parts]
 
 
 def _split_stratified(targets, test_size, seed):

@@ -59,18 +59,17 @@ class Frontend:
     def __call__(
         self, stems: Sequence[torch.Tensor], params: Sequence[AugmentParams]
     ) -> torch.Tensor:
-        """Standardised images (B, 4, IMG_SIZE, IMG_SIZE) float32 of B clips.
+        """Standardised images (B, C, height, width) float32 of B clips, by IMG_SIZE.
 
         `stems` are tensors (4, samples), float16 or float32, on any device; `params` has one entry
         per clip. An image does not depend on the other clips of its batch. Masks are applied last,
         with 0, the mean (SpecAugment, Park et al., Interspeech 2019).
         """
-        size = self.features.img_size
         images = torch.stack(
             [self._image(clip, augment) for clip, augment in zip(stems, params, strict=True)]
         )
         images = torch.nn.functional.interpolate(
-            images, (size, size), mode="bilinear", antialias=True
+            images, self.features.image_size, mode="bilinear", antialias=True
         )
         for image, augment in zip(images, params, strict=True):
             mask_axis(image, augment.time_mask, axis=2)
@@ -94,8 +93,7 @@ class Frontend:
         """
         features = self.features
         hop_length = round(features.hop_length * params.rate)
-        samples = round(self.clip_samples * hop_length / features.hop_length)
-        waves = stems[:, :samples].to(self.device, torch.float32)
+        waves = stems[:, : self.needed_samples(params)].to(self.device, torch.float32)
         waves = shift_wave(waves, round(params.shift_seconds * features.sr))
         waves = add_noise(waves, level_db=params.noise_db, seed=params.noise_seed)
         waves = self.select_channels(waves)
@@ -104,8 +102,14 @@ class Frontend:
         )
         power = mel_power(waves, filters=filters, window=self.window, hop_length=hop_length)
         db = power_to_db(power, reference=features.db_reference, top_db=features.top_db)
-        repeats = -(-features.num_channels // len(db))
-        return db.repeat(repeats, 1, 1)[: features.num_channels, :, : self.frames]
+        channels = len(features.channel_names)  # CHANNELS, repeated in turn
+        repeats = -(-channels // len(db))
+        return db.repeat(repeats, 1, 1)[:channels, :, : self.frames]
+
+    def needed_samples(self, params: AugmentParams) -> int:
+        """Samples of a clip that its image covers: CLIP_SECONDS at the augmented tempo."""
+        hop_length = self.features.hop_length
+        return round(self.clip_samples * round(hop_length * params.rate) / hop_length)
 
     def select_channels(self, stems: torch.Tensor) -> torch.Tensor:
         """The waves (C, samples) that CHANNELS names, of stems (4, samples), on their device."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from stemgenre.errors import ClipError, UserError
+from stemgenre.features.windows import OVERLAP, TTA_OVERLAP, WindowCutter
 from stemgenre.predict.inputs import readable_names
 from stemgenre.predict.prediction import Prediction, Segment
 from stemgenre.prefetch import batch_values, prefetch
@@ -26,15 +27,19 @@ from stemgenre.separation.cache import CacheError, StemCache, cached_blocks
 from stemgenre.separation.demucs_model import Separator, is_plain_name
 from stemgenre.separation.separate import EndOfFile, EntryWriter, separate_files
 from stemgenre.settings import SeparationSettings, load_settings
-from stemgenre.training import checkpoint
-from stemgenre.training.inference import LoadedModel, amp_type, load_model, stems_to_logits
+from stemgenre.training.inference import (
+    LoadedModel,
+    amp_type,
+    average_logits,
+    load_models,
+    stems_to_logits,
+)
 
 log = logging.getLogger(__name__)
 
 SILENT_PEAK = 1e-4  # of full scale, -80 dB: windows that are never louder are left out
 READ_AHEAD = 2  # blocks of cached stems read while another is classified
 NOT_DEMUCS = ("synthesised",)  # what the demo's stems are recorded as separated by
-TAIL = 0.1  # of the step from window to window: so much at the end of a file may be left out
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class _File:
     """A file on its way, and the results of its windows."""
 
     path: Path
-    cutter: "WindowCutter"
+    cutter: WindowCutter
     blocks: Iterator[torch.Tensor] | None = None  # its cached stems
     writer: EntryWriter | None = None
     error: UserError | None = None
@@ -71,19 +76,24 @@ class Classifier:
 
     def __init__(
         self,
-        trained: LoadedModel,
+        models: list[LoadedModel],
         *,
         separation: SeparationSettings,
         device: torch.device,
         stems: Path | str | None = None,
         batch_size: int = 8,
         use_amp: bool = True,
+        tta: int = 0,
         threads: int = 2,
     ) -> None:
-        """See load(). `trained` is on the torch.device `device`."""
-        self.net, self.frontend = trained.net, trained.frontend
-        self.label_ids, self.label_names = trained.label_ids, trained.label_names
-        self.features = trained.frontend.features
+        """See load(). `models` are on the torch.device `device`; their probabilities are averaged.
+
+        What must be the same in all of them is taken from the first (see load_models).
+        """
+        self.models, self.tta = models, tta
+        self.label_ids, self.label_names = models[0].label_ids, models[0].label_names
+        self.features = models[0].frontend.features
+        self.window_samples = models[0].frontend.clip_samples
         self.separation, self.device, self.threads = separation, device, threads
         self.micro_batch = MicroBatch(batch_size)
         self.amp_dtype = amp_type(device, use_amp)
@@ -95,43 +105,46 @@ class Classifier:
     @classmethod
     def load(
         cls,
-        path: Path | str,
-        *,
+        *paths: Path | str,
         device: str | torch.device = "auto",
         separation_model: str | None = None,
         separation: SeparationSettings | None = None,
         stems: Path | str | None = None,
         batch_size: int = 8,
         use_amp: bool = True,
+        tta: int = 0,
         threads: int = 2,
     ) -> "Classifier":
-        """The Classifier of a best_model.pth.
+        """The Classifier of a best_model.pth, or of several, whose probabilities are averaged.
 
         device: as the setting DEVICE. separation_model: the Demucs model; without it the one that
-        `path` was trained with, or else that of `separation`, which has the other settings of the
+        model was trained with, or else that of `separation`, which has the other settings of the
         separation. stems: a folder in which the stems are kept and found again. batch_size:
-        windows per forward pass. use_amp: autocast on CUDA. threads: files decoded at a time.
-        Raises UserError if the file is not there or does not hold a whole model. Demucs itself is
-        loaded when it is first needed.
+        windows per forward pass. use_amp: autocast on CUDA. tta: further views of each window,
+        averaged. threads: files decoded at a time. Raises UserError if a file is not there or does
+        not hold a whole model, or for models that cannot be averaged. Demucs itself is loaded when
+        it is first needed.
         """
         if not isinstance(device, torch.device):
             device = pick_device(device)
         separation = separation or load_settings().separation
-        recorded = checkpoint.load(path, "model").get("separation_model")
+        models = load_models(*paths, device=device)
+        recorded = models[0].separation_model
         if recorded is not None and not (isinstance(recorded, str) and is_plain_name(recorded)):
             raise UserError(
-                f"{path} is damaged: its separation_model {recorded!r:.100} is not a plain name"
+                f"{paths[0]} is damaged: its separation_model {recorded!r:.100} is not a plain name"
             )
         name = separation_model or (None if recorded in NOT_DEMUCS else recorded)
         if name:
             separation = separation.model_copy(update={"separation_model": name})
         return cls(
-            load_model(path, device),
+            models,
             separation=separation,
             device=device,
             stems=stems,
             batch_size=batch_size,
             use_amp=use_amp,
+            tta=tta,
             threads=threads,
         )
 
@@ -187,7 +200,7 @@ class Classifier:
         """Yields the _File of each path, with the blocks of its stems if they are cached."""
         names = readable_names(paths) if self.cache else {}
         for path in paths:
-            file = _File(path, WindowCutter(self.frontend.clip_samples))
+            file = _File(path, self._cutter())
             if not path.is_file():
                 file.blocks = _failing(UserError(f"there is no file {path}"))
             elif path in names:
@@ -195,12 +208,15 @@ class Classifier:
                 file.writer = None if file.blocks else EntryWriter(self.cache, names[path], path)
             yield file
 
+    def _cutter(self):
+        return WindowCutter(self.window_samples, overlap=TTA_OVERLAP if self.tta else OVERLAP)
+
     def _cached_blocks(self, path, clip):
         """The blocks of a file's stems in the cache; None if it has to be separated."""
         try:
             if not self.cache.is_current(clip, path):
                 return None
-            blocks = cached_blocks(self.cache.path(clip), samples=self.frontend.clip_samples)
+            blocks = cached_blocks(self.cache.path(clip), samples=self.window_samples)
             return itertools.chain([next(blocks)], blocks)
         except CacheError as error:
             log.warning("%s; it is separated again", error)
@@ -249,16 +265,14 @@ class Classifier:
 
     def _classify(self, windows):
         """[WindowResult] of some windows; probabilities are NaN where the logits are not finite."""
-        logits = stems_to_logits(
-            self.net,
-            self.frontend,
-            [window.stems for window in windows],
-            micro_batch=self.micro_batch,
-            amp_dtype=self.amp_dtype,
-        ).cpu()
+        stems = [window.stems for window in windows]
+        how = {"tta": self.tta, "micro_batch": self.micro_batch, "amp_dtype": self.amp_dtype}
+        logits = [stems_to_logits(m.net, m.frontend, stems, **how).cpu() for m in self.models]
+        logits = average_logits(torch.stack(logits, dim=1))  # (windows, classes)
         probabilities = logits.softmax(1)
         probabilities[~logits.isfinite().all(1)] = torch.nan
-        peaks = [self.frontend.select_channels(window.stems).abs().max() for window in windows]
+        frontend = self.models[0].frontend
+        peaks = [frontend.select_channels(window.stems).abs().max() for window in windows]
         return [
             WindowResult(window.start, window.end, row, peak.item())
             for window, row, peak in zip(windows, probabilities, peaks, strict=True)
@@ -284,39 +298,3 @@ def _failing(error):
     """An iterator that raises `error`."""
     raise error
     yield
-
-
-class WindowCutter:
-    """Cuts stems that come block by block into windows of `samples`, half overlapping.
-
-    A file that is shorter gives one window as short as it is. The last window of a longer one ends
-    with the file, unless all but a TAIL is covered: a clip that is a little longer than a window
-    gives one window, its beginning, which is what the training pipeline sees.
-    """
-
-    def __init__(self, samples: int) -> None:
-        self.samples, self.step = samples, max(1, samples // 2)
-        self.buffer, self.origin, self.next = torch.empty(4, 0), 0, 0
-
-    def add(self, stems: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """The windows [(first sample, stems)] that are whole with these further stems (4, n)."""
-        self.buffer = torch.cat([self.buffer.to(stems.dtype), stems], dim=1)
-        windows = []
-        while self.origin + self.buffer.shape[1] >= self.next + self.samples:
-            windows.append(self._window(self.next))
-            self.next += self.step
-        keep = max(0, self.next - self.step - self.origin)  # the last window may begin there
-        self.buffer, self.origin = self.buffer[:, keep:], self.origin + keep
-        return windows
-
-    def finish(self) -> list[tuple[int, torch.Tensor]]:
-        """The window that is left at the end of the file, if any, as a list."""
-        end = self.origin + self.buffer.shape[1]
-        if self.next == 0:
-            return [self._window(0)]
-        uncovered = end - (self.next - self.step + self.samples)
-        return [self._window(end - self.samples)] if uncovered > TAIL * self.step else []
-
-    def _window(self, start):
-        begin = start - self.origin
-        return start, self.buffer[:, begin : begin + self.samples].clone()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 CALIBRATION_BINS = 10  # of equal width, over the top-1 probability
@@ -19,12 +18,6 @@ class Calibration:
     accuracy: np.ndarray  # fraction of them predicted correctly
     clips: np.ndarray  # how many they are
     error: float  # expected calibration error: mean |accuracy - confidence|, weighted by clips
-
-
-def accuracy_interval(correct: int, clips: int) -> tuple[float, float]:
-    """(low, high): the 95 % confidence interval of an accuracy, Wilson's score interval."""
-    interval = binomtest(int(correct), int(clips)).proportion_ci(0.95, method="wilson")
-    return interval.low, interval.high
 
 
 def per_genre(

@@ -36,7 +36,8 @@ from stemgenre.report import metrics
 from stemgenre.runtime import Runtime, describe_device
 from stemgenre.settings import CONFIG_FILE, STEMS, Settings, read_settings_file
 from stemgenre.training.checkpoint import TrainState
-from stemgenre.training.inference import LoadedModel
+from stemgenre.training.inference import LoadedModel, load_models
+from stemgenre.training.members import Member, MemberResult, Predictions, accuracy_interval
 from stemgenre.training.stem_loader import StemLoader
 
 log = logging.getLogger(__name__)
@@ -135,23 +136,76 @@ class Report:
             test_clips=self._test_clips(test_logits),
         )
 
-    def _write(self, state, *, finished=False, results=None, top_errors=None, test_clips=None):
+    @_on_main_process
+    def show_networks(
+        self,
+        members: list[Member],
+        results: list[MemberResult],
+        predictions: Predictions | None = None,
+        loader: StemLoader | None = None,
+    ) -> None:
+        """Writes the page of a run with several networks, which links to the page of each.
+
+        At the end it is about their `predictions`, and `loader` reads the misclassified clips.
+        """
+        done = {result.member.name: result.state for result in results}
+        networks = [
+            {
+                "name": member.name,
+                "page": f"../{member.name}/report/index.html",
+                "state": done.get(member.name),
+            }
+            for member in members
+        ]
+        if predictions is None:
+            self._render(networks=networks)
+            return
+        self.valid, logits = predictions.valid, predictions.valid_logits
+        best, *_ = load_models(members[0].best_model_path, device=self.runtime.device)
+        self._render(
+            networks=networks,
+            score=predictions.valid_score,
+            finished=True,
+            results=self._results(logits, f"mean of {len(members)} networks"),
+            top_errors=list(self._top_errors(logits, best, loader)),
+            test_clips=self._test_clips(predictions.test_logits),
+        )
+
+    def _write(self, state, **content):
         seconds = sum(row["seconds"] for row in state.history)
         correct = round(max(0.0, state.best_accuracy) * len(self.valid))
-        page = render_page(
-            TEMPLATE,
+        self._render(
             state=state,
-            finished=finished,
-            refresh_seconds=None if finished else REFRESH_SECONDS,
-            now=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-            epochs=self.settings.train.epochs,
             best_accuracy_details=_accuracy_details(correct, len(self.valid)),
             training_time=datetime.timedelta(seconds=round(seconds)),
             seconds_per_epoch=seconds / max(1, state.epoch),
             curves=_curves(state) if state.history else [],
+            **content,
+        )
+
+    def _render(
+        self,
+        *,
+        finished=False,
+        networks=None,
+        score=None,
+        results=None,
+        top_errors=None,
+        test_clips=None,
+        **content,
+    ):
+        page = render_page(
+            TEMPLATE,
+            finished=finished,
+            refresh_seconds=None if finished else REFRESH_SECONDS,
+            now=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            epochs=self.settings.train.epochs,
+            networks=networks,
+            score=score,
             results=results,
             top_errors=top_errors,
             test_clips=test_clips,
+            **content,
             changed_settings=self._changed_settings,
             environment=self._environment,
         )
@@ -261,7 +315,7 @@ class Report:
 
 
 def _accuracy_details(correct, clips):
-    low, high = metrics.accuracy_interval(correct, clips)
+    low, high = accuracy_interval(correct, clips)
     interval = f"95 % confidence interval {percent(low)} to {percent(high)}"
     return f"{correct} of {clips} clips ({interval})"
 

@@ -15,7 +15,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -114,16 +114,23 @@ class StemCache:
             return False
         return abs(samples / self.sample_rate - seconds) <= max(0.05, LENGTH_TOLERANCE * seconds)
 
-    def read(self, clip: str, *, source: Path | str | None = None) -> np.ndarray:
+    def read(
+        self,
+        clip: str,
+        *,
+        source: Path | str | None = None,
+        section: Callable[[int], tuple[int, int]] | None = None,
+    ) -> np.ndarray:
         """The stems of a clip: (4, samples), float16 or float32 as stored, in the order of STEMS.
 
-        Raises CacheError with the reason if the entry is damaged: it is then removed, so that the
-        next run separates the clip again. Raises CacheError, too, if it is another run's: of
-        another model, rate or, with `source`, another audio file.
+        `section` gives, for the clip's length in samples, (start, stop) of what is wanted. Raises
+        CacheError with the reason if the entry is damaged: it is then removed, so that the next run
+        separates the clip again. Raises CacheError, too, if it is another run's: of another model,
+        rate or, with `source`, another audio file.
         """
         path = self.path(clip)
         try:
-            stems, meta = _read_entry(path)
+            stems, meta = _read_entry(path, section)
         except CacheError as error:
             try:
                 path.unlink(missing_ok=True)
@@ -149,6 +156,16 @@ class StemCache:
             return
         if not same:
             raise CacheError(f"{path} was not made from {source} as it is now; {way_out}")
+
+    def blocks(
+        self, clip: str, *, samples: int, source: Path | str | None = None
+    ) -> "Iterator[torch.Tensor]":
+        """Yields the stems of a clip as read() does, up to `samples` at a time, as tensors."""
+        with _open_entry(self.path(clip)) as archive:
+            meta = _read_meta(archive)
+        if meta is not None:
+            self._check_own(self.path(clip), meta, source)
+        yield from cached_blocks(self.path(clip), samples=samples)
 
     def read_file(self, path: Path | str) -> tuple[np.ndarray, int]:
         """(stems, sample rate in Hz) of any entry; without meta, it has the rate of this cache.
@@ -202,11 +219,9 @@ def cached_blocks(path: Path | str, *, samples: int) -> "Iterator[torch.Tensor]"
     with _open_entry(path) as archive:
         files, length, dtype = _open_stems(archive)
         meta = _read_meta(archive)
-        if damaged := archive.testzip():
-            raise ValueError(f"Bad CRC-32 for file {damaged!r}")
+        _check_crc(archive)
         for start in range(0, length, samples):
-            count = min(samples, length - start) * dtype.itemsize
-            block = np.stack([np.frombuffer(file.read(count), dtype) for file in files])
+            block = _read_values(files, min(samples, length - start), dtype)
             _check_finite(block, meta)
             yield torch.from_numpy(block)
 
@@ -253,12 +268,19 @@ class StemSpool:
             raise UserError(f"{self.cache.folder} cannot be written: {error.strerror}") from None
 
 
-def _read_entry(path) -> tuple[np.ndarray, dict[str, Any] | None]:
+def _read_entry(path, section=None) -> tuple[np.ndarray, dict[str, Any] | None]:
     """(stems, meta) of an entry; meta is None in the older form. Raises as _open_entry does."""
     with _open_entry(path) as archive:
-        _open_stems(archive)  # np.load allocates what a header claims: check that first
-        with np.load(path, allow_pickle=False) as entry:
-            stems = np.stack([entry[f"{stem}.npy"] for stem in STEMS])
+        files, length, dtype = _open_stems(archive)  # before np.load allocates what a header claims
+        start, stop = section(length) if section else (0, length)
+        if stop - start > length // 2:
+            with np.load(path, allow_pickle=False) as entry:
+                stems = np.stack([entry[f"{stem}.npy"][start:stop] for stem in STEMS])
+        else:  # of a long clip, no more is held than is wanted
+            _check_crc(archive)
+            for file in files:
+                file.seek(start * dtype.itemsize, os.SEEK_CUR)
+            stems = _read_values(files, stop - start, dtype)
         meta = _read_meta(archive)
         _check_finite(stems, meta)
     return stems, meta
@@ -316,6 +338,17 @@ def _open_array(archive, name) -> tuple[BinaryIO, tuple[int, ...], np.dtype]:
     if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{name} claims the shape {shape}, which its size does not fit")
     return file, shape, dtype
+
+
+def _read_values(files, count, dtype) -> np.ndarray:
+    """The next `count` values of each of an entry's arrays, (4, count)."""
+    return np.stack([np.frombuffer(file.read(count * dtype.itemsize), dtype) for file in files])
+
+
+def _check_crc(archive):
+    """Raises ValueError if an entry is damaged; memory is that of a block."""
+    if damaged := archive.testzip():
+        raise ValueError(f"Bad CRC-32 for file {damaged!r}")
 
 
 def _read_meta(archive) -> dict[str, Any] | None:

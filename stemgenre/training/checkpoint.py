@@ -89,6 +89,21 @@ def load(path: Path | str, kind: str) -> dict[str, Any]:
     return content
 
 
+def load_members(path: Path | str) -> list[dict[str, Any]]:
+    """The contents of the models in a model file: one, or those that merge_models() wrote."""
+    content = load(path, "model")
+    members = content.get("members", [content])
+    if not (isinstance(members, list) and members and all(isinstance(m, dict) for m in members)):
+        raise UserError(f"{path} does not hold a complete model: its members are damaged")
+    return members
+
+
+def merge_models(paths: list[Path], merged: Path) -> None:
+    """Writes the models at `paths` as one file, whose probabilities are averaged."""
+    members = [member for path in paths for member in load_members(path)]
+    save(merged, "model", {"members": members})
+
+
 def load_tensors(path: Path | str, what: str) -> Any:
     """What torch.save wrote to `path`, on the CPU, without running any code in it.
 

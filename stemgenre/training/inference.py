@@ -1,6 +1,15 @@
-"""Inference over clips: normalisation statistics and logits."""
+"""Inference over clips: normalisation statistics and logits.
+
+A clip that has several windows or views, or is predicted by several networks, gets the mean of
+their probabilities. It is passed on as its logarithm, which is as good as logits: softmax gives the
+mean again.
+"""
 
 import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 from stemgenre.errors import UserError, first_line
-from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
+from stemgenre.features.augmentation import tta_views
 from stemgenre.features.log_mel import Frontend, RunningStats
+from stemgenre.features.windows import OVERLAP, TTA_OVERLAP
+from stemgenre.prefetch import batch_values
 from stemgenre.runtime import MicroBatch, Runtime
 from stemgenre.settings import FeatureSettings
 from stemgenre.training import checkpoint
@@ -22,17 +33,44 @@ from stemgenre.training.stem_loader import StemLoader
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What best_model.pth holds, ready to predict: class index i is `label_names[i]`."""
+    """A network of a best_model.pth, ready to predict: class index i is `label_names[i]`."""
 
     net: GenreNet
     frontend: Frontend
     label_ids: list[int]
     label_names: list[str]
+    separation_model: str | None  # that its stems were separated by
 
 
-def load_model(path: Path | str, device: torch.device) -> LoadedModel:
-    """The LoadedModel of a best_model.pth. Raises UserError if the file does not hold one."""
-    saved = checkpoint.load(path, "model")
+def load_models(*paths: Path | str, device: torch.device) -> list[LoadedModel]:
+    """The LoadedModels of one or several best_model.pth, to be averaged.
+
+    Raises UserError if a file does not hold any, or if they cannot be averaged: networks of other
+    genres, or that need other stems or windows.
+    """
+    models = [(path, saved) for path in paths for saved in checkpoint.load_members(path)]
+    loaded = [_load_member(path, saved, device) for path, saved in models]
+    for (path, _), model in zip(models, loaded, strict=True):
+        for what, ours, theirs in _must_agree(loaded[0], model):
+            if ours != theirs:
+                raise UserError(
+                    f"{models[0][0]} and {path} cannot be averaged: their {what} differ "
+                    f"({ours} and {theirs}); use one at a time"
+                )
+    return loaded
+
+
+def _must_agree(first, other):
+    """(what, of the first, of the other) of all that has to be the same in averaged networks."""
+    for what in ("label_names", "label_ids", "separation_model"):
+        name = {"separation_model": "SEPARATION_MODEL"}.get(what, "genres")
+        yield name, getattr(first, what), getattr(other, what)
+    for what in ("sr", "clip_seconds"):
+        yield what.upper(), *(getattr(m.frontend.features, what) for m in (first, other))
+
+
+def _load_member(path, saved, device):
+    """The LoadedModel of the content of a model file's member."""
     try:
         features = FeatureSettings.from_config(**saved["features"])  # config.py: what is newer
         if torch.tensor(saved["channel_stats"]).shape != (2, 4):
@@ -44,7 +82,10 @@ def load_model(path: Path | str, device: torch.device) -> LoadedModel:
         net.load_state_dict(saved["weights"])
         frontend = Frontend(features, device=device, channel_stats=saved["channel_stats"])
         net.to(device, memory_format=torch.channels_last).eval()
-        return LoadedModel(net, frontend, saved["label_ids"], saved["label_names"])
+        separation_model = saved.get("separation_model")
+        return LoadedModel(
+            net, frontend, saved["label_ids"], saved["label_names"], separation_model
+        )
     except (UserError, *checkpoint.MALFORMED) as error:
         reason = first_line(error)
         raise UserError(f"{path} does not hold a complete model: {reason}") from None
@@ -59,16 +100,19 @@ def compute_channel_stats(
     """
     frontend = Frontend(features, device=runtime.device)
     stats = RunningStats()
-    batches = np.arange(len(clips))[runtime.rank :: runtime.world_size, None]
-    for _, (stems,) in tqdm(
-        loader.batches(clips, list(batches)),
-        total=len(batches),
+    mine = np.arange(len(clips))[runtime.rank :: runtime.world_size]
+    windows = loader.windows(clips, mine, samples=frontend.clip_samples, overlap=1)
+    clip_windows = itertools.groupby(windows, key=lambda window: window[0])
+    for _, group in tqdm(
+        clip_windows,
+        total=len(mine),
         unit="clip",
         desc="channel statistics",
         leave=False,
         disable=not runtime.is_main,
     ):
-        stats.add(frontend.log_mel(stems))
+        for _, stems in group:
+            stats.add(frontend.log_mel(stems))
         if runtime.stop.signal_number:
             break
     if runtime.sync_stop():
@@ -94,37 +138,53 @@ def autocast(
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
+def average_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., classes) of the mean probability over N of logits (..., N, classes).
+
+    Where N is 1, they are unchanged.
+    """
+    count = logits.shape[-2]
+    if count == 1:
+        return logits[..., 0, :]
+    return logits.log_softmax(-1).logsumexp(-2) - math.log(count)
+
+
 @torch.inference_mode()
 def stems_to_logits(
     net: nn.Module,
     frontend: Frontend,
     stems: list[torch.Tensor],
     *,
-    params: list[AugmentParams] | None = None,
+    tta: int = 0,
     micro_batch: MicroBatch,
     amp_dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    """Logits (B, classes), float32 on the device, of the stems [(4, samples)] of B clips.
+    """Logits (B, classes), float32 on the device, of the stems [(4, samples)] of B windows.
 
-    `params` are the clips' augmentations, by default none; `net` is in evaluation mode. The
-    micro-batch is halved while GPU memory runs out; raises UserError if one clip does not fit.
+    With `tta`, of the mean over so many further views of each. `net` is in evaluation mode. The
+    micro-batch is halved while GPU memory runs out; raises UserError if one window does not fit.
     """
-    params = params or [NO_AUGMENT] * len(stems)
+    views = [[view] * len(stems) for view in tta_views(tta)]
 
-    def forward(size):
+    def forward(size, params):
         parts = []
         for start in range(0, len(stems), size):
             part = slice(start, start + size)
-            images = frontend(stems[part], params[part])  # (size, 4, S, S)
+            images = frontend(stems[part], params[part])  # (size, C, height, width)
             with autocast(frontend.device, amp_dtype):
                 parts.append(net(images.to(memory_format=torch.channels_last)).float())
         return torch.cat(parts)
 
-    return micro_batch.run(
-        forward,
-        len(stems),
-        too_large="a single clip exceeds GPU memory; close other GPU programs or set DEVICE=cpu",
-    )
+    logits = [
+        micro_batch.run(
+            functools.partial(forward, params=params),
+            len(stems),
+            too_large="a single clip exceeds GPU memory; close other GPU programs or set "
+            "DEVICE=cpu",
+        )
+        for params in views
+    ]
+    return average_logits(torch.stack(logits, dim=1))
 
 
 def compute_logits(
@@ -133,25 +193,33 @@ def compute_logits(
     loader: StemLoader,
     clips: pd.DataFrame,
     *,
+    tta: int = 0,
     micro_batch: MicroBatch,
     amp_dtype: torch.dtype | None,
     runtime: Runtime,
 ) -> torch.Tensor:
     """Logits (len(clips), classes), float32 on the CPU, in the order of `clips`, on every rank.
 
-    Each rank computes its part of the clips, each clip once. Raises UserError for logits that are
-    NaN or infinite, which argmax would turn into a prediction.
+    Those of a clip with several windows are of their mean probability. Each rank computes its part
+    of the clips, each clip once. Raises UserError for logits that are NaN or infinite, which argmax
+    would turn into a prediction.
     """
     if not len(clips):
         return torch.empty(0, net.classifier[-1].out_features)
     net.eval()
     mine = np.arange(len(clips))[runtime.rank :: runtime.world_size]
-    batches = [mine[i : i + micro_batch.size] for i in range(0, len(mine), micro_batch.size)]
-    parts = [
-        stems_to_logits(net, frontend, stems, micro_batch=micro_batch, amp_dtype=amp_dtype)
-        for _, stems in loader.batches(clips, batches)
-    ]
-    gathered = runtime.all_gather(torch.cat(parts).cpu().numpy() if parts else None)
+    overlap = TTA_OVERLAP if tta else OVERLAP
+    results = batch_values(
+        loader.windows(clips, mine, samples=frontend.clip_samples, overlap=overlap),
+        torch.Tensor,
+        functools.partial(
+            stems_to_logits, net, frontend, tta=tta, micro_batch=micro_batch, amp_dtype=amp_dtype
+        ),
+        size=lambda: micro_batch.size,
+    )
+    rows, windows = zip(*results, strict=True) if len(mine) else ((), ())
+    part = _average_windows(rows, torch.stack(windows).cpu()) if rows else None
+    gathered = runtime.all_gather(part)
     logits = torch.empty(len(clips), gathered[0].shape[1])
     for rank, part in enumerate(gathered):
         if part is not None:
@@ -164,3 +232,9 @@ def compute_logits(
             "checkpoint with USE_AMP=False, or with LOAD_SCHEDULER_STATE=False and a lower LR"
         )
     return logits
+
+
+def _average_windows(rows: Sequence[int], logits: torch.Tensor) -> np.ndarray:
+    """Logits (clips, classes) of windows' logits (N, classes); `rows` has each window's clip."""
+    counts = [len(list(group)) for _, group in itertools.groupby(rows)]
+    return torch.stack([average_logits(part) for part in logits.split(counts)]).numpy()

@@ -1,10 +1,11 @@
-"""Batches of clips' stems: the order of an epoch, stems read ahead in threads."""
+"""Batches of clips' stems: the order of an epoch, windows of stems read ahead in threads."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pandas as pd
 import torch
 
 from stemgenre.errors import UserError
+from stemgenre.features.windows import WindowCutter
 from stemgenre.prefetch import prefetch_map
 from stemgenre.runtime import derive_seed, to_device
-from stemgenre.settings import AugmentSettings, FeatureSettings
 
 log = logging.getLogger(__name__)
+
+WHOLE_BYTES = 32e6  # of a cache entry, 3 minutes: more is read in parts
 
 
 def epoch_batches(
@@ -51,18 +54,16 @@ def check_batch_size(batch_size: int, *, world_size: int, clips: int) -> None:
 
 
 class StemLoader:
-    """Reads clips' stems from the cache in threads, cut to the longest an image can need.
+    """Reads clips' stems from the cache in threads.
 
-    At the fastest tempo, an image covers that much more of a long clip. On a CUDA GPU, stems stay
-    in its memory from epoch to epoch, up to the fraction `device_cache` of what is free now, until
-    drop_gpu_cache() is called; the host's memory does not grow with the number of clips.
+    On a CUDA GPU, stems stay in its memory from epoch to epoch, up to the fraction `device_cache`
+    of what is free now, until drop_gpu_cache() is called. The host's memory grows neither with the
+    number of clips nor with their length.
     """
 
     def __init__(
         self,
         cache: Any,  # a StemCache
-        features: FeatureSettings,
-        augment: AugmentSettings,
         *,
         threads: int,
         device: torch.device,
@@ -71,30 +72,35 @@ class StemLoader:
         self.cache = cache
         self.threads = threads
         self.device = device
-        fastest = max(1.0, *augment.time_stretch_rates)
-        self.samples = math.ceil(features.clip_seconds * features.sr * fastest) + features.n_fft
         self.gpu_cache = {}
         self.budget_bytes = 0  # that may still be added to gpu_cache
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what the allocator still holds of Demucs' memory
             self.budget_bytes = device_cache * torch.cuda.mem_get_info(device)[0]
 
-    def read(self, clip: str, *, source: Path | None = None) -> torch.Tensor:
+    def read(
+        self,
+        clip: str,
+        *,
+        source: Path | None = None,
+        section: Callable[[int], tuple[int, int]] | None = None,
+    ) -> torch.Tensor:
         """Stems (4, samples) of a clip, float16 or float32, on the device.
 
-        Raises ClipError if the entry is damaged or another run's; with `source`, the clip's audio
-        file, also if the stems are another file's.
+        `section` gives, for the clip's length in samples, (start, stop) of what is wanted. Raises
+        ClipError if the entry is damaged or another run's; with `source`, the clip's audio file,
+        also if the stems are another file's.
         """
-        if (stems := self.gpu_cache.get(clip)) is not None:  # other threads may drop the cache
-            return stems
-        stems = torch.from_numpy(
-            np.ascontiguousarray(self.cache.read(clip, source=source)[:, : self.samples])
-        )
-        stems = to_device(stems, self.device)
-        if stems.nbytes <= self.budget_bytes:
-            self.budget_bytes -= stems.nbytes
-            self.gpu_cache[clip] = stems
-        return stems
+        stems = self.gpu_cache.get(clip)  # other threads may drop the cache
+        if stems is None and self.budget_bytes > 0 and self._is_short(clip):
+            stems = to_device(torch.from_numpy(self.cache.read(clip, source=source)), self.device)
+            if stems.nbytes <= self.budget_bytes:
+                self.budget_bytes -= stems.nbytes
+                self.gpu_cache[clip] = stems
+        if stems is not None:
+            return stems[:, slice(*section(stems.shape[1]))] if section else stems
+        stems = self.cache.read(clip, source=source, section=section)
+        return to_device(torch.from_numpy(np.ascontiguousarray(stems)), self.device)
 
     def drop_gpu_cache(self) -> bool:
         """Frees the stems that stay on the GPU, from now on; whether there were any."""
@@ -106,21 +112,66 @@ class StemLoader:
         return had_any
 
     def batches(
-        self, clips: pd.DataFrame, batches: Sequence[np.ndarray]
+        self,
+        clips: pd.DataFrame,
+        batches: Sequence[np.ndarray],
+        *,
+        section: Callable[[int, int], tuple[int, int]],
     ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
         """Yields (row positions, those clips' stems) for each array of row positions in `batches`.
 
-        Two batches are read ahead.
+        `section` gives (start, stop) in samples for a row position and the clip's length. Two
+        batches are read ahead.
         """
-        sources = clips["path"] if "path" in clips else [None] * len(clips)
-        rows = list(zip(clips["clip"], sources, strict=True))
+        rows = _clips_and_sources(clips)
         depth = 2 * max((len(batch) for batch in batches), default=0)
         ahead = prefetch_map(
-            lambda row: self.read(row[0], source=row[1]),
-            (rows[i] for batch in batches for i in batch),
+            lambda i: self.read(
+                rows[i][0], source=rows[i][1], section=functools.partial(section, i)
+            ),
+            (i for batch in batches for i in batch),
             threads=self.threads,
             depth=depth,
         )
         with contextlib.closing(ahead):
             for batch in batches:
                 yield batch, [next(ahead)[1].result() for _ in batch]
+
+    def windows(
+        self, clips: pd.DataFrame, positions: Sequence[int], *, samples: int, overlap: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields (row position, stems of a window) for all windows of the clips at `positions`.
+
+        Windows have up to `samples` samples, and `overlap` of them show each sample.
+        """
+        rows = _clips_and_sources(clips)
+
+        def blocks(i):
+            clip, source = rows[i]
+            if clip in self.gpu_cache or self._is_short(clip):
+                return [self.read(clip, source=source)]
+            return self.cache.blocks(clip, samples=samples, source=source)
+
+        depth = 2 * self.threads
+        ahead = prefetch_map(blocks, positions, threads=self.threads, depth=depth)
+        with contextlib.closing(ahead):
+            for i, future in ahead:
+                cutter = WindowCutter(samples, overlap=overlap)
+                for stems in future.result():
+                    for _, window in cutter.add(to_device(stems, self.device)):
+                        yield i, window
+                for _, window in cutter.finish():
+                    yield i, window
+
+    def _is_short(self, clip):
+        """Whether a clip's entry is read as a whole. A missing one is, so that read() names it."""
+        try:
+            return self.cache.path(clip).stat().st_size <= WHOLE_BYTES
+        except OSError:
+            return True
+
+
+def _clips_and_sources(clips):
+    """[(name in the cache, audio file or None)] of a table of clips."""
+    sources = clips["path"] if "path" in clips else [None] * len(clips)
+    return list(zip(clips["clip"], sources, strict=True))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.features.augmentation import sample_params
 from stemgenre.features.log_mel import Frontend
+from stemgenre.features.windows import random_window
 from stemgenre.runtime import MicroBatch, Runtime, derive_seed, to_device
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint
@@ -146,7 +147,7 @@ class Trainer:
         started = time.monotonic() - state.sums.get("seconds", 0.0)
         self.ddp_net.train()
         for positions, stems in tqdm(
-            self.loader.batches(self.train_clips, rank_batches[state.step :]),
+            self.loader.batches(self.train_clips, rank_batches[state.step :], section=self._window),
             initial=state.step,
             total=len(batches),
             desc=f"epoch {state.epoch + 1}/{options.epochs}",
@@ -176,6 +177,26 @@ class Trainer:
                     self._interrupt(stop_signal)
         self._store_sums(sums, started, finite, rank_batches)
 
+    def _sample_params(self, position):
+        """The AugmentParams, in this epoch, of the training clip at row `position`."""
+        return sample_params(
+            self.settings.augment,
+            seed=self.settings.machine.seed,
+            epoch=self.state.epoch,
+            clip_index=self.clip_indices[position],
+        )
+
+    def _window(self, position, length):
+        """(start, stop) in samples of what this epoch shows of the training clip at `position`."""
+        return random_window(
+            length,
+            self.frontend.clip_samples,
+            needed=self.frontend.needed_samples(self._sample_params(position)),
+            seed=self.settings.machine.seed,
+            epoch=self.state.epoch,
+            clip_index=self.clip_indices[position],
+        )
+
     def _train_step(self, positions, stems, batch_clips, size):
         """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
 
@@ -184,8 +205,7 @@ class Trainer:
         """
         seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
         device, world_size, scaler = self.runtime.device, self.runtime.world_size, self.scaler
-        sample = functools.partial(sample_params, self.settings.augment, seed=seed, epoch=epoch)
-        params = [sample(clip_index=self.clip_indices[i]) for i in positions]
+        params = [self._sample_params(i) for i in positions]
         targets = to_device(torch.from_numpy(self.targets[positions]), device)
         compiled = self.compiled_net is not self.ddp_net
         may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
