@@ -43,7 +43,11 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("files", nargs="*", help="files, folders, patterns; also KEY=VALUE")
     parser.add_argument(
-        "--model", nargs="+", metavar="PTH", help="default: BEST_MODEL_FILE below OUTPUT_DIR"
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="PTH",
+        help="default: BEST_MODEL_FILE below OUTPUT_DIR",
     )
     parser.add_argument("--csv", type=Path, help="write a table of every genre's probability")
     parser.add_argument("--json", type=Path, help="the same as json, with the genre over time")

@@ -38,7 +38,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     import pandas as pd
 
     from stemgenre.data.competition import load_competition
-    from stemgenre.data.split import load_groups
+    from stemgenre.data.split import make_splits
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.report.report import Report
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
@@ -67,7 +67,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     competition = load_competition(
         paths.data_dir, num_classes=settings.data.num_classes, cache_dir=cache.folder
     )
-    members = plan_members(settings, competition, load_groups(settings, competition.train))
+    labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
+    splits = make_splits(settings, competition.train, competition.label_names)
+    members = plan_members(settings, splits, **labels)
     begun = members_to_resume(members)
     fewest = min(len(member.train) for member in members)
     check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
@@ -97,7 +99,8 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         results.append(train_member(member, competition, loader, runtime, summary, resuming))
 
     # 5  networks -> submit.csv
-    predictions = combine(results, competition)
+    test_targets = competition.test["target"].to_numpy()
+    predictions = combine(results, test_targets=test_targets)
     if runtime.is_main:
         if len(members) > 1:
             models = [member.best_model_path for member in members]

@@ -227,7 +227,7 @@ def test_stems_are_kept_as_in_the_cache_and_found_again_without_demucs(
     assert cache.is_current("z", tmp_path / "z.wav")
     assert cache.read("z").shape == (4, 3 * SR)
     assert cache.read("z").dtype == np.float16
-    assert len(list(Path("kept").iterdir())) == 3
+    assert len(list(Path("kept").glob("*.npz"))) == 3
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     words = ["x", "y", "z.wav", "--stems", "kept", "--json", "2.json", "--model", str(model)]
@@ -369,7 +369,7 @@ def test_a_model_from_before_channels_sees_all_stems(classifier, model, separati
 @pytest.mark.parametrize("channels", ["vocals", "mix", "bass,vocals"])
 def test_a_model_of_some_stems_depends_on_these_alone(channels, model, tmp_path):
     content = checkpoint.load(model, "model")
-    content["features"]["channels"] = channels
+    content["features"] |= {"channels": channels, "num_channels": 4}
     checkpoint.save(tmp_path / "some.pth", "model", content)
     cache = StemCache(tmp_path / "kept", model="htdemucs", sample_rate=SR)
     stems = np.stack([tune(seconds=6, seed=seed)[:, 0] for seed in range(4)]).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stemgenre.separation.cache import CacheError, StemCache
-from stemgenre.settings import FeatureSettings
+from stemgenre.training import stem_loader
 from stemgenre.training.stem_loader import StemLoader, epoch_batches
 
 
@@ -42,8 +42,11 @@ def cache(tmp_path):
     return cache
 
 
+def whole(row, length):
+    return 0, length
+
+
 ON_CPU = {"device": torch.device("cpu"), "device_cache": 0.4}
-FEATURES = FeatureSettings.from_config(sr=4000, clip_seconds=1.0, n_fft=64, hop_length=16)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -51,16 +54,39 @@ def test_stems_arrive_with_their_own_positions(cache, threads):
     loader = StemLoader(cache, threads=threads, **ON_CPU)
     clips = table(*[0] * 10)
     batches = [np.array([3, 1]), np.array([9]), np.array([0, 2, 4])]
-    for positions, (found, stems) in zip(batches, loader.batches(clips, batches), strict=True):
+    found_batches = loader.batches(clips, batches, section=whole)
+    for positions, (found, stems) in zip(batches, found_batches, strict=True):
         assert found is positions
         assert [s.shape[1] for s in stems] == [50 + i for i in positions]
         assert [s[0, 0].item() for s in stems] == [i / 16 for i in positions]
 
 
-def test_a_long_clip_is_cut_to_what_the_fastest_tempo_needs(cache, tmp_path):
-    cache.write("long", np.ones((4, 40000), "f4"), tmp_path / "clip.au")
-    loader = StemLoader(cache, threads=1, **ON_CPU)
-    assert 1.2 * 4000 <= loader.read("long").shape[1] < 1.3 * 4000
+@pytest.mark.parametrize("whole_bytes", [0, 1e9])  # read in parts, and at once
+def test_a_long_clip_gives_overlapping_windows(cache, tmp_path, monkeypatch, whole_bytes):
+    monkeypatch.setattr(stem_loader, "WHOLE_BYTES", whole_bytes)
+    ramp = np.arange(1000, dtype="f4") / 1024
+    cache.write("long", np.stack([ramp] * 4), tmp_path / "clip.au")
+    loader = StemLoader(cache, threads=2, **ON_CPU)
+    clips = pd.DataFrame({"clip": ["train_3", "long", "train_5"]})
+    windows = list(loader.windows(clips, [0, 1, 2], samples=400, overlap=2))
+    assert [i for i, _ in windows] == [0, 1, 1, 1, 1, 2]
+    starts = [round(stems[0, 0].item() * 1024) for i, stems in windows if i == 1]
+    assert starts == [0, 200, 400, 600]
+    assert {stems.shape for i, stems in windows if i == 1} == {(4, 400)}
+
+
+def test_a_section_of_a_long_clip_is_what_the_whole_clip_has_there(cache, tmp_path):
+    ramp = np.arange(1000, dtype="f4") / 1024
+    cache.write("long", np.stack([ramp, -ramp, ramp, ramp]), tmp_path / "clip.au")
+    whole_clip = cache.read("long")
+    for start, stop in ((0, 1000), (0, 300), (700, 1000), (333, 334)):
+        section = cache.read("long", section=lambda length, at=(start, stop): at)
+        assert np.array_equal(section, whole_clip[:, start:stop])
+    data = bytearray(cache.path("long").read_bytes())
+    data[-3000] ^= 1  # far from the section that is read
+    cache.path("long").write_bytes(data)
+    with pytest.raises(CacheError):
+        cache.read("long", section=lambda length: (0, 100))
 
 
 def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeypatch):
@@ -77,5 +103,5 @@ def test_a_damaged_entry_is_named(cache):
     cache.path("train_5").write_bytes(cache.path("train_5").read_bytes()[:300])
     loader = StemLoader(cache, threads=2, **ON_CPU)
     with pytest.raises(CacheError, match="train_5"):
-        list(loader.batches(table(*[0] * 10), [np.arange(10)]))
+        list(loader.batches(table(*[0] * 10), [np.arange(10)], section=whole))
     assert torch.is_tensor(loader.read("train_4"))

@@ -22,6 +22,10 @@ def result_of(competition, valid, valid_logits, test_logits, state=None):
     return MemberResult(member, state or TrainState(), valid_logits, test_logits)
 
 
+def predictions_of(competition, result):
+    return combine([result], test_targets=competition.test["target"].to_numpy())
+
+
 IDS = {"blues": 7, "jazz": 0, "rock": 42}
 PREDICTED = {"test_0.wav": 42, "test_2.wav": 0, "test_10.wav": 7}
 
@@ -118,7 +122,7 @@ def test_a_name_that_is_not_utf8_is_written_as_it_is(tmp_path):
     assert (tmp_path / "submit.csv").read_bytes() == b"caf\xe9.wav,1\n"
     valid = competition.train[:1]
     result = result_of(competition, valid, torch.zeros(1, 2), torch.zeros(1, 2))
-    write_probabilities(tmp_path, competition, combine([result], competition))
+    write_probabilities(tmp_path, competition, predictions_of(competition, result))
     rows = (tmp_path / "test_probabilities.csv").read_bytes().splitlines()
     assert rows[1].startswith(b"caf\xe9.wav,0.5")
 
@@ -154,7 +158,7 @@ def test_probabilities_are_in_the_order_of_the_submission(data, sample):
     logits = torch.tensor([[0.0, 0.0, PREDICTED[name]] for name in order])
     valid = competition.train[1:]
     result = result_of(competition, valid, torch.eye(3)[[2, 1]].log(), logits)
-    write_probabilities(data, competition, combine([result], competition))
+    write_probabilities(data, competition, predictions_of(competition, result))
     header, *rows = read(data / "test_probabilities.csv")
     assert header == ["file_name", 'jazz, "cool"', "blues", "rock"]
     assert [row[0] for row in rows] == names
@@ -173,7 +177,7 @@ def test_without_test_clips_their_table_of_probabilities_has_no_rows(data):
     without_test = dataclasses.replace(competition, test=competition.test[:0])
     logits = torch.zeros(1, 3), torch.empty(0, 3)
     result = result_of(without_test, competition.train[:1], *logits)
-    write_probabilities(data, without_test, combine([result], without_test))
+    write_probabilities(data, without_test, predictions_of(without_test, result))
     assert read(data / "test_probabilities.csv") == [["file_name", "jazz", "blues", "rock"]]
 
 
@@ -195,7 +199,7 @@ def test_the_summary_has_the_results_of_the_run(data, test_labels, accuracy):
     state = TrainState(epoch=5, best_epoch=3, best_accuracy=0.75, best_loss=0.5)
     logits = torch.eye(3)[[2, 0, 2]]  # label ids 42, 0, 42: wrong for test_10
     result = result_of(competition, competition.train[:1], torch.eye(3)[[0]], logits, state)
-    predictions = combine([result], competition)
+    predictions = predictions_of(competition, result)
     summary.write(data / "summary.json", competition, [result], predictions)
     found = json.loads((data / "summary.json").read_text())
     assert found.pop("seconds").keys() == {"training"}

@@ -27,6 +27,21 @@ TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any 
 GROUPS_COLUMNS = ("split", "clip", "file_name", "group")
 
 
+def make_splits(
+    settings: Settings, clips: pd.DataFrame, label_names: Sequence[str]
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """[(training rows, validation rows)] of `clips`: of each of the FOLDS, or of a hold-out.
+
+    Raises UserError if the clips cannot be split so.
+    """
+    data = settings.data
+    how = {"seed": settings.machine.seed, "label_names": label_names}
+    groups = load_groups(settings, clips)
+    if data.folds > 1:
+        return split_folds(clips, folds=data.folds, groups=groups, **how)
+    return [split_clips(clips, test_size=data.test_size, groups=groups, **how)]
+
+
 def split_clips(
     clips: pd.DataFrame,
     *,

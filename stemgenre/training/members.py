@@ -10,8 +10,6 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from stemgenre.data.competition import Competition
-from stemgenre.data.split import split_clips, split_folds
 from stemgenre.files import remove_stale_temp_files
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint
@@ -94,27 +92,23 @@ class Predictions:
 
 
 def plan_members(
-    settings: Settings, competition: Competition, groups: np.ndarray | None
+    settings: Settings,
+    splits: list[tuple[pd.DataFrame, pd.DataFrame]],
+    *,
+    label_names: list[str],
+    label_ids: list[int],
 ) -> list[Member]:
-    """The Members of a run: FOLDS times SEEDS of them.
-
-    Raises UserError if the clips cannot be split.
-    """
-    data, seed = settings.data, settings.machine.seed
-    how = {"seed": seed, "label_names": competition.label_names, "groups": groups}
-    if data.folds > 1:
-        splits = split_folds(competition.train, folds=data.folds, **how)
-    else:
-        splits = [split_clips(competition.train, test_size=data.test_size, **how)]
+    """The Members of a run: one for each of the `splits` (training, validation), SEEDS times."""
+    seeds, seed = settings.data.seeds, settings.machine.seed
     members = []
-    for number in range(data.seeds):
+    for number in range(seeds):
         for fold, (train, valid) in enumerate(splits, start=1):
-            seed_part = [f"seed_{number + 1}"] if data.seeds > 1 else []
-            fold_part = [f"fold_{fold}"] if data.folds > 1 else []
+            seed_part = [f"seed_{number + 1}"] if seeds > 1 else []
+            fold_part = [f"fold_{fold}"] if len(splits) > 1 else []
             name = "_".join(seed_part + fold_part)
             own = settings.of_member(name, seed=seed + number) if name else settings
             signature = checkpoint.run_signature(
-                own, train, label_names=competition.label_names, label_ids=competition.label_ids
+                own, train, label_names=label_names, label_ids=label_ids
             )
             members.append(Member(name, fold, own, train, valid, signature))
     return members
@@ -133,13 +127,18 @@ def members_to_resume(members: list[Member]) -> list[Member]:
     return begun
 
 
-def combine(results: list[MemberResult], competition: Competition) -> Predictions:
-    """The Predictions of all members; of a single one, its own."""
+def combine(results: list[MemberResult], *, test_targets: np.ndarray) -> Predictions:
+    """The Predictions of all members; of a single one, its own.
+
+    `test_targets` are the test clips' class indices, -1 where they are not known.
+    """
     valid, valid_logits = results[0].member.valid, results[0].valid_logits
     if len(results) > 1:
         tables = pd.concat([r.member.valid.assign(fold=r.member.fold) for r in results])
         logits = torch.cat([r.valid_logits for r in results])
-        rows_of_clip = tables.groupby(level=0).indices  # {row of competition.train: rows of logits}
+        rows_of_clip = tables.groupby(
+            level=0
+        ).indices  # {row of the training clips: rows of logits}
         valid = tables[~tables.index.duplicated()].sort_index()
         valid_logits = torch.stack([average_logits(logits[rows_of_clip[i]]) for i in valid.index])
     test_logits = average_logits(torch.stack([r.test_logits for r in results], dim=1))
@@ -148,7 +147,7 @@ def combine(results: list[MemberResult], competition: Competition) -> Prediction
         valid_logits,
         test_logits,
         score(valid["target"].to_numpy(), valid_logits),
-        score(competition.test["target"].to_numpy(), test_logits),
+        score(test_targets, test_logits),
     )
 
 
