@@ -47,18 +47,22 @@ def main():
         folder = Path(folder)
         save_network(folder)
         write_competition(folder / "data", options)
-        words = [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
-        words += [f"SEPARATION_REPO={folder}", f"DEVICE={options.device}", "PRETRAINED=False"]
-        words += [f"IMG_SIZE={options.size}", f"CLIP_SECONDS={options.seconds}"]
-        words += [f"EPOCHS={options.epochs}", f"PATIENCE={options.epochs}"]
-        settings = load_settings(words)
-        started = time.perf_counter()
-        with start_runtime(settings.machine) as runtime:
-            train.run_competition(settings, runtime)
-        total = time.perf_counter() - started
-        seconds = json.loads((folder / "out" / "summary.json").read_text())["seconds"]
-    result = {"total_seconds": round(total, 1), "stage_seconds": seconds, **vars(options)}
-    print(json.dumps(result))
+        print(json.dumps(run(folder, options) | vars(options)))
+
+
+def run(folder, options):
+    """Seconds of train.py from the clips in `folder`/data, with its network, to `folder`/out."""
+    words = [f"DATA_DIR={folder / 'data'}", f"OUTPUT_DIR={folder / 'out'}"]
+    words += [f"SEPARATION_REPO={folder}", f"DEVICE={options.device}", "PRETRAINED=False"]
+    words += [f"IMG_SIZE={options.size}", f"CLIP_SECONDS={options.seconds}"]
+    words += [f"EPOCHS={options.epochs}", f"PATIENCE={options.epochs}"]
+    settings = load_settings(words)
+    started = time.perf_counter()
+    with start_runtime(settings.machine) as runtime:
+        train.run_competition(settings, runtime)
+    total = time.perf_counter() - started
+    seconds = json.loads((folder / "out" / "summary.json").read_text())["seconds"]
+    return {"total_seconds": round(total, 1), "stage_seconds": seconds}
 
 
 def write_competition(folder, options):

@@ -209,6 +209,9 @@ class NetworkOnly:
     def batches(self, clips, batches, *, section):
         return ((positions, [None] * len(positions)) for positions in batches)
 
+    def drop_gpu_cache(self):
+        return False
+
     def __call__(self, stems, params):
         return self.images[: len(stems)]
 
