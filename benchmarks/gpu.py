@@ -73,6 +73,8 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for gpu.log and gpu.json")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--folder", folder, "--device", options.device]
         arguments += ["--quick"] if options.quick else []
@@ -83,13 +85,11 @@ def main():
             steps,
             lambda step: [sys.executable, SCRIPT, step.name, *arguments],
             seconds=60 * options.minutes,
-            log=Path(folder, "gpu.log"),
+            log=(options.out or Path(folder)) / "gpu.log",
         )
-        summary = json.dumps({"steps": results, "quick": options.quick})
-        if options.out:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "gpu.log").write_bytes(Path(folder, "gpu.log").read_bytes())
-            (options.out / "gpu.json").write_text(summary + "\n")
+    summary = json.dumps({"steps": results, "quick": options.quick})
+    if options.out:
+        (options.out / "gpu.json").write_text(summary + "\n")
     print(f"\n{table(results)}\n{summary}")
     sys.exit(any(result["status"] in ("failed", "time limit") for result in results.values()))
 

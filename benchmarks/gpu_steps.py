@@ -158,7 +158,7 @@ def sized_settings(folder, sizes, device, *words):
 def demo_words(folder, device):
     return [
         str(ROOT / "recipes" / "demo.py"), f"DATA_DIR={folder / 'demo'}", "EPOCHS=3",
-        "BATCH_SIZE=4", f"DEVICE={device}",
+        "BATCH_SIZE=4", "CLIP_SECONDS=3", f"DEVICE={device}",
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import platform
+import re
 import secrets
 import signal
 import threading
@@ -22,6 +23,11 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import MachineSettings
 
 log = logging.getLogger("stemgenre")
+
+OUT_OF_MEMORY = re.compile(  # of errors that are not torch.OutOfMemoryError
+    "unable to find an engine to execute this computation|STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
+    "|CUDA error: out of memory"
+)
 
 
 @dataclass(frozen=True)
@@ -154,9 +160,15 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
         count = torch.cuda.device_count()
         if device.index is None:
             device = torch.device("cuda", local_rank if world_size > 1 else 0)
-        if device.index >= count:
+        elif local_rank:  # NCCL refuses it, with an error that does not say so
             raise UserError(
-                f"DEVICE={name} is not available: {count} CUDA devices found; try DEVICE=cpu"
+                f"DEVICE={name} is the same GPU for {local_rank + 1} processes; "
+                "DEVICE=cuda gives each one its own"
+            )
+        if device.index >= count:
+            way_out = f"--nproc-per-node={count}" if local_rank and count else "DEVICE=cpu"
+            raise UserError(
+                f"DEVICE={name} is not available: {count} CUDA devices found; try {way_out}"
             )
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("DEVICE=mps is not available; try DEVICE=cpu")
@@ -221,7 +233,7 @@ def thread_count(machine: MachineSettings) -> int:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on the device; on a GPU without making the host wait for it."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     with torch.cuda.device(device):  # of this thread; otherwise the first GPU is used
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -230,6 +242,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def derive_seed(*parts: int) -> int:
     """A 63-bit seed that is a pure function of integers, for example (SEED, epoch, clip)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether GPU memory ran out: also cuDNN's error when no convolution's workspace fits."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 class MicroBatch:
@@ -260,8 +277,10 @@ class MicroBatch:
             size = min(self.size, clips)
             try:
                 return function(size)
-            except torch.OutOfMemoryError:
-                pass  # outside this block, so that the failed call's tensors are freed
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # outside that block, so that the failed call's tensors are freed
             if self.free_memory():
                 torch.cuda.empty_cache()
                 continue

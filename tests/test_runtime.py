@@ -52,6 +52,20 @@ def test_without_a_gpu_cuda_is_refused(name):
         pick_device(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "said"),
+    [
+        ("cuda", 1, "try --nproc-per-node=1"),
+        ("cuda", 0, "try DEVICE=cpu"),
+        ("cuda:0", 1, "DEVICE=cuda gives each one its own"),
+    ],
+)
+def test_more_processes_than_gpus_are_told_how_many(monkeypatch, name, gpus, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=said):
+        pick_device(name, local_rank=1, world_size=2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_each_local_process_gets_its_own_gpu():
     for rank in range(torch.cuda.device_count()):
@@ -103,6 +117,28 @@ def test_a_micro_batch_halves_until_it_fits_and_stays_there():
     assert sizes == [20, 10, 5]
     assert micro_batch.run(step, 20, too_large="too large") == "done"
     assert sizes == [20, 10, 5, 5]
+
+
+CUDNN = "FIND was unable to find an engine to execute this computation after trying 9 plans"
+
+
+@pytest.mark.parametrize("text", [CUDNN, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_a_library_that_finds_no_memory_halves_the_micro_batch(text):
+    def step(size):
+        if size > 2:
+            raise RuntimeError(text)
+
+    micro_batch = MicroBatch(8)
+    micro_batch.run(step, 8, too_large="too large")
+    assert micro_batch.size == 2
+
+
+def test_another_error_of_a_step_ends_the_run():
+    def step(size):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        MicroBatch(8).run(step, 8, too_large="too large")
 
 
 def test_a_last_small_batch_leaves_the_micro_batch_as_it_is():

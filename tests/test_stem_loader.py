@@ -93,10 +93,20 @@ def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeyp
     free = [0]  # bytes; the rest is held since the separation
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**9))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 10**8))
-    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", lambda stems, device: stems)
+    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", lambda stems, device: +stems)
     on_gpu = {"device": torch.device("cuda"), "device_cache": 0.4}
     loader = StemLoader(cache, threads=1, **on_gpu)
     assert loader.read("train_1") is loader.read("train_1"), "it stays on the GPU"
+
+
+def test_stems_that_do_not_fit_beside_a_step_are_moved_in_their_own(cache, monkeypatch):
+    def full(stems, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", full)
+    loader = StemLoader(cache, threads=2, **ON_CPU)
+    ((_, stems),) = loader.batches(table(0, 0), [np.arange(2)], section=whole)
+    assert [s.shape[1] for s in stems] == [50, 51]
 
 
 def test_a_damaged_entry_is_named(cache):

@@ -85,7 +85,7 @@ class StemLoader:
         source: Path | None = None,
         section: Callable[[int], tuple[int, int]] | None = None,
     ) -> torch.Tensor:
-        """Stems (4, samples) of a clip, float16 or float32, on the device.
+        """Stems (4, samples) of a clip, float16 or float32, on the device if they fit.
 
         `section` gives, for the clip's length in samples, (start, stop) of what is wanted. Raises
         ClipError if the entry is damaged or another run's; with `source`, the clip's audio file,
@@ -93,14 +93,15 @@ class StemLoader:
         """
         stems = self.gpu_cache.get(clip)  # other threads may drop the cache
         if stems is None and self.budget_bytes > 0 and self._is_short(clip):
-            stems = to_device(torch.from_numpy(self.cache.read(clip, source=source)), self.device)
-            if stems.nbytes <= self.budget_bytes:
+            on_host = torch.from_numpy(self.cache.read(clip, source=source))
+            stems = self._to_device(on_host)
+            if stems is not on_host and stems.nbytes <= self.budget_bytes:
                 self.budget_bytes -= stems.nbytes
                 self.gpu_cache[clip] = stems
         if stems is not None:
             return stems[:, slice(*section(stems.shape[1]))] if section else stems
         stems = self.cache.read(clip, source=source, section=section)
-        return to_device(torch.from_numpy(np.ascontiguousarray(stems)), self.device)
+        return self._to_device(torch.from_numpy(np.ascontiguousarray(stems)))
 
     def drop_gpu_cache(self) -> bool:
         """Frees the stems that stay on the GPU, from now on; whether there were any."""
@@ -158,10 +159,20 @@ class StemLoader:
             for i, future in ahead:
                 cutter = WindowCutter(samples, overlap=overlap)
                 for stems in future.result():
-                    for _, window in cutter.add(to_device(stems, self.device)):
-                        yield i, window
+                    for _, window in cutter.add(stems):
+                        yield i, self._to_device(window)
                 for _, window in cutter.finish():
-                    yield i, window
+                    yield i, self._to_device(window)
+
+    def _to_device(self, stems):
+        """The stems on the device; as they are if they do not fit while another thread computes.
+
+        The front end moves them then, where memory that runs out is dealt with.
+        """
+        try:
+            return to_device(stems, self.device)
+        except torch.OutOfMemoryError:
+            return stems
 
     def _is_short(self, clip):
         """Whether a clip's entry is read as a whole. A missing one is, so that read() names it."""

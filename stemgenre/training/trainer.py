@@ -20,7 +20,7 @@ from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.features.augmentation import sample_params
 from stemgenre.features.log_mel import Frontend
 from stemgenre.features.windows import random_window
-from stemgenre.runtime import MicroBatch, Runtime, derive_seed, to_device
+from stemgenre.runtime import MicroBatch, Runtime, derive_seed, is_out_of_memory, to_device
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint
 from stemgenre.training.checkpoint import TrainState
@@ -238,7 +238,7 @@ class Trainer:
         except RuntimeError as error:
             for buffer, before in zip(self.net.buffers(), buffers, strict=False):
                 buffer.copy_(before)
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 if world_size == 1:
                     raise  # to self.micro_batch, which repeats the step
                 raise UserError(  # the other ranks are waiting for this step's gradients
