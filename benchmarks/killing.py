@@ -3,12 +3,13 @@
     python benchmarks/killing.py --times 50 [--epochs 3] [--jobs 2] [--seed 0]
 
 Clips of 2 seconds, half of them for validation, one thread per run, a checkpoint every three
-seconds: a run takes about 20 seconds on an idle core. Each trial is killed by SIGKILL once, at a
-random moment within the length of an uninterrupted run, and resumed with
-RESUME_FROM_CHECKPOINT=True (from scratch, if there is no checkpoint yet). It is equal if weights,
-best weights, metrics without seconds and submit.csv are those of the uninterrupted run, bit for
-bit. Work lost is the time from the last checkpoint to the kill; without one, from the start. The
-last line is one JSON object.
+seconds: a run takes about 20 seconds on an idle core. Each trial begins from scratch in the folder
+of an older, finished run with other settings. It is killed by SIGKILL once, at a random moment
+within the length of an uninterrupted run, and resumed with RESUME_FROM_CHECKPOINT=True; without a
+checkpoint of its own, that must be refused, and it begins from scratch again. It is equal if
+weights, best weights, metrics without seconds and submit.csv are those of an uninterrupted run in
+an empty folder, bit for bit. Work lost is the time from the last checkpoint to the kill; without
+one, from the start. The last line is one JSON object.
 """
 
 import argparse
@@ -36,15 +37,19 @@ SETTINGS = (
     "CLIP_SECONDS=2", "TEST_SIZE=0.5", "IMG_SIZE=64", "FREEZE_STAGES=6", "CHECKPOINT_MINUTES=0.05",
     "DEVICE=cpu",
 )  # fmt: skip
+OLDER = ("LR=3e-3", "EPOCHS=2")  # of the run that has used each trial's folder before
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: killed after so many seconds, with so many seconds of work lost."""
+    """One run: killed after so many seconds, with so many seconds of work lost.
+
+    `left` is what the kill left: the "older" run's checkpoint in its place, "none", or its "own".
+    """
 
     killed_after: float
     lost: float
-    had_checkpoint: bool
+    left: str
     equal: bool
 
 
@@ -60,7 +65,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         trials, seconds = kill_runs(Path(folder), options)
     equal = sum(trial.equal for trial in trials)
-    with_checkpoint = [trial.lost for trial in trials if trial.had_checkpoint]
+    with_checkpoint = [trial.lost for trial in trials if trial.left == "own"]
     print(f"{equal} of {len(trials)} ended equal to the uninterrupted run of {seconds:.1f} s")
     most, saved = max(trial.lost for trial in trials), max(with_checkpoint, default=0)
     print(f"most work lost: {most:.1f} s; of a run that had saved a checkpoint: {saved:.1f} s")
@@ -70,6 +75,8 @@ def main():
         "most_lost_seconds": round(most, 1),
         "most_lost_seconds_with_checkpoint": round(saved, 1),
         "killed_with_checkpoint": len(with_checkpoint),
+        "killed_before_the_first": sum(trial.left == "none" for trial in trials),
+        "killed_before_the_data_was_read": sum(trial.left == "older" for trial in trials),
         "run_seconds": round(seconds, 1),
     }
     print(json.dumps(result))
@@ -79,6 +86,8 @@ def kill_runs(folder, options):
     """(the Trials, seconds of an uninterrupted run)."""
     settings = [*SETTINGS, f"DATA_DIR={folder / 'data'}", f"EPOCHS={options.epochs}"]
     finish(settings, folder / "first")  # makes the demo, too
+    older = folder / "older"
+    finish([*settings, *OLDER], older)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         outs = [folder / f"uninterrupted_{number}" for number in range(options.jobs)]
         seconds = min(pool.map(lambda out: finish(settings, out), outs))
@@ -86,10 +95,8 @@ def kill_runs(folder, options):
         if not all(is_equal(result(out), expected) for out in outs):
             raise SystemExit("uninterrupted runs differ from each other")
         waiting = [
-            pool.submit(
-                kill_and_finish, settings, folder / str(number), seconds, options.seed + number
-            )
-            for number in range(options.times)
+            pool.submit(kill_and_finish, settings, older, out, seconds, options.seed + number)
+            for number, out in enumerate(folder / str(number) for number in range(options.times))
         ]
         trials = []
         for future in concurrent.futures.as_completed(waiting):
@@ -101,10 +108,8 @@ def kill_runs(folder, options):
     return trials, seconds
 
 
-def start(settings, out):
-    """train.py's process; resumed if there is a checkpoint in `out`."""
-    path = out / "checkpoint.pth"
-    resume = path.exists()
+def start(settings, out, *, resume=False):
+    """train.py's process."""
     command = [sys.executable, "train.py", "--demo", *settings, f"OUTPUT_DIR={out}"]
     return subprocess.Popen(
         [*command, f"RESUME_FROM_CHECKPOINT={resume}"],
@@ -116,20 +121,21 @@ def start(settings, out):
     )
 
 
-def finish(settings, out):
+def finish(settings, out, *, resume=False):
     """Runs to the end and returns the seconds it took."""
     started = time.monotonic()
-    process = start(settings, out)
+    process = start(settings, out, resume=resume)
     errors = process.communicate()[1]
     if process.returncode:
         raise SystemExit(f"{out} ended with {process.returncode}: {errors}")
     return time.monotonic() - started
 
 
-def kill_and_finish(settings, out, seconds, seed):
+def kill_and_finish(settings, older, out, seconds, seed):
     """Kills a run within `seconds` of its start and finishes it: (out, fields of a Trial)."""
     rng = random.Random(seed)
     while True:
+        shutil.copytree(older, out)
         moment, started = rng.uniform(0, seconds), time.time()
         process = start(settings, out)
         try:
@@ -141,10 +147,26 @@ def kill_and_finish(settings, out, seconds, seed):
         if process.returncode == -signal.SIGKILL:
             break
         shutil.rmtree(out)  # it had ended before
-    saved = [path.stat().st_mtime for path in out.glob("checkpoint*.pth")]
-    finish(settings, out)
-    lost = killed - max(saved, default=started)
-    return out, {"killed_after": round(moment, 1), "lost": lost, "had_checkpoint": bool(saved)}
+    path = out / "checkpoint.pth"
+    if not path.exists():
+        left, saved = "none", started
+        expect_refusal(settings, out)
+    elif path.read_bytes() == (older / path.name).read_bytes():
+        left, saved = "older", started  # it had not come to its first step: nothing to resume
+    else:
+        left, saved = "own", path.stat().st_mtime
+    finish(settings, out, resume=left == "own")
+    if list(out.glob("*older*")):
+        raise SystemExit(f"{out} still has a checkpoint of the older run")
+    return out, {"killed_after": round(moment, 1), "lost": killed - saved, "left": left}
+
+
+def expect_refusal(settings, out):
+    """Resumes a run without a checkpoint of its own, which has to end in one line."""
+    process = start(settings, out, resume=True)
+    errors = process.communicate()[1]
+    if process.returncode != 2 or "there is no checkpoint" not in errors:
+        raise SystemExit(f"{out} was resumed without a checkpoint: {errors}")
 
 
 def result(out):
