@@ -1,6 +1,7 @@
 """Every sound file that libsndfile or ffmpeg knows becomes a float32 wave; a bad one is named."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,7 @@ NOISE = np.random.default_rng(0).normal(0, 0.1, 3 * 22050)
 CUT = [  # suffix, subtype, format
     (".au", "PCM_16", "AU"), (".au", "FLOAT", "AU"), (".wav", "PCM_16", "WAV"),
     (".wav", "FLOAT", "WAV"), (".wav", "IMA_ADPCM", "WAV"), (".wav", "PCM_16", "RF64"),
+    (".w64", "PCM_16", "W64"), (".w64", "FLOAT", "W64"),
     (".aiff", "PCM_16", "AIFF"), (".aiff", "FLOAT", "AIFF"), (".ogg", "VORBIS", "OGG"),
     (".mp3", "MPEG_LAYER_III", "MP3"), (".flac", "PCM_16", "FLAC"),
 ]  # fmt: skip
@@ -209,6 +211,67 @@ def test_a_truncated_file_is_refused_not_shortened(tmp_path, suffix, subtype, fo
             audio.decode(path)
     path.write_bytes(whole + b"TAG" + bytes(125))  # as taggers append
     assert audio.decode(path)[0].shape[1] >= len(NOISE)
+
+
+@pytest.mark.parametrize(("subtype", "rate"), [("VORBIS", 22050), ("OPUS", 48000)])
+def test_an_ogg_cut_between_two_pages_is_refused(tmp_path, subtype, rate):
+    path = tmp_path / "x.ogg"
+    soundfile.write(path, np.tile(NOISE, 4), rate, subtype=subtype, format="OGG")
+    whole = path.read_bytes()
+    pages = [found.start() for found in re.finditer(b"OggS", whole)]
+    assert len(pages) > 4
+    for start in pages[3:]:
+        path.write_bytes(whole[:start])
+        with pytest.raises(UserError, match=r"x\.ogg (is truncated|cannot be decoded)"):
+            audio.decode(path)
+    path.write_bytes(whole[: pages[3]] + whole[pages[3] + 9 :])  # a page without its beginning
+    with pytest.raises(UserError, match=r"x\.ogg is truncated or damaged"):
+        audio.decode(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [("WAV", 3 * 2**30), ("RF64", 5 * 2**30), ("W64", 5 * 2**30), ("AIFF", 3 * 2**30)],
+)
+def test_a_header_that_promises_gigabytes_is_compared_with_the_file(tmp_path, form, size):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, NOISE, 22050, subtype="PCM_16", format=form)
+    whole = bytearray(path.read_bytes())
+    if form in ("RF64", "W64"):
+        at = 28 if form == "RF64" else whole.index(b"data") + 16
+        whole[at : at + 8] = size.to_bytes(8, "little")
+    else:
+        order, name = ("little", b"data") if form == "WAV" else ("big", b"SSND")
+        at = whole.index(name) + 4
+        whole[at : at + 4] = size.to_bytes(4, order)
+    path.write_bytes(whole)
+    with pytest.raises(
+        UserError, match=rf"x\.wav is truncated: its header promises {size // 10**6}"
+    ):
+        audio.decode(path)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_sizes_that_stand_for_an_unknown_one_are_read_to_the_files_end(tmp_path, size):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, NOISE, 22050, subtype="PCM_16")
+    whole = bytearray(path.read_bytes())
+    whole[4:8] = whole[40:44] = size.to_bytes(4, "little")
+    path.write_bytes(whole)
+    assert audio.decode(path)[0].shape == (1, len(NOISE))
+
+
+@pytest.mark.parametrize("name", ["x.au", "x.snd", "x.AU"])
+def test_what_has_no_header_is_no_audio_whatever_its_name(tmp_path, name):
+    path = tmp_path / name
+    for content in (bytes(range(256)) * 20, b"file_name,label_id\n" * 300):
+        path.write_bytes(content)
+        for function, said in (
+            (audio.decode, "cannot be decoded"),
+            (audio.probe, "cannot be read"),
+        ):
+            with pytest.raises(UserError, match=rf"{name} {said}"):
+                function(path)
 
 
 @pytest.mark.parametrize("endian", ["LITTLE", "BIG"])

@@ -4,6 +4,7 @@ A file of any length is read block by block; reading a whole file is joining its
 """
 
 import math
+import mmap
 import os
 import shutil
 import struct
@@ -26,9 +27,10 @@ MIN_SECONDS = 0.005  # s: less has no pitch, and after resampling perhaps no sam
 MAX_PEAK = 32768.0  # of full scale: 16-bit integers written as floats; float16 stems end at 65504
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz: a header that claims another is damaged
 MAX_SAMPLES_PER_BYTE = 10_000  # of a file: flac's longest blocks of silence hold half as many
-UNKNOWN_FRAMES = 2**62  # libsndfile's number for a length that is not known is above
-UNKNOWN_SIZE = 0x7FFF0000  # so are the sizes that programs write which stream into a pipe
+UNKNOWN_LENGTH = 2**62  # in samples or bytes; what is written for one not known is above
+UNKNOWN_SIZES = (range(1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 2**32))  # in 32 bits
 SLACK = 1024  # bytes that a header may promise too many: some count their own
+NO_HEADER = "it has no header that is known"
 AU_HEADER = 24  # bytes
 FFMPEG_SECONDS = 60.0  # s that ffmpeg may take for a block
 FFMPEG_CPU_SECONDS = 3600  # s that it may take for a file
@@ -59,9 +61,11 @@ def probe(path: Path | str) -> Probe:
         info = soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+    if info.format == "RAW":
+        raise UserError(f"{path} cannot be read: {NO_HEADER}")
     _check_rate(path, info.samplerate)
     frames = info.frames
-    if frames >= UNKNOWN_FRAMES:
+    if frames >= UNKNOWN_LENGTH:
         frames = sum(len(block) for block, _ in read_blocks(path))
     elif frames > (size := Path(path).stat().st_size) * MAX_SAMPLES_PER_BYTE:
         raise UserError(f"{path} is damaged: its header claims {frames} samples in {size} bytes")
@@ -171,20 +175,29 @@ def _blocks(path):
         file = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.LibsndfileError, OSError) as error:
         yield from _read_with_ffmpeg(path, _reason(error))
+        return
+    if file.format == "RAW":  # libsndfile takes whatever is named .au or .snd for samples
+        file.close()
+        yield from _read_with_ffmpeg(path, NO_HEADER)
     else:
         yield from _read_with_libsndfile(path, file)
 
 
 def _check_size(path):
-    """Raises UserError if a file's header promises more bytes than there are.
+    """Raises UserError if a file ends before its header says, or an .ogg lacks pages.
 
     libsndfile believes the file's size instead, and takes a truncated file for a shorter one.
     """
     with Path(path).open("rb") as file:
         there = file.seek(0, os.SEEK_END)
         file.seek(0)
+        if file.read(4) == b"OggS":
+            if not _has_all_pages(file):
+                raise UserError(f"{path} is truncated or damaged: it has not all of its pages")
+            return
+        file.seek(0)
         try:
-            promised = _promised_size(file, there)
+            promised = _promised_size(file)
         except struct.error:  # it ends within a header, which libsndfile names
             return
     if promised > there + SLACK:
@@ -193,53 +206,69 @@ def _check_size(path):
         )
 
 
-def _promised_size(file, size):
-    """The bytes that .au, .wav, .aiff and .ogg headers say a file has; 0: unknown, or others."""
+def _promised_size(file):
+    """The bytes that .au, .wav, .w64 and .aiff headers say a file has; 0: unknown, or others."""
     magic = file.read(4)
-    order = {b".snd": ">", b"dns.": "<", b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
-    if magic == b"OggS":
-        return _ogg_size(file, size)
+    if magic == b"riff":
+        return _w64_size(file)
+    order = {b".snd": ">", b"dns.": "<", b"RIFX": ">", b"FORM": ">"}
+    order |= dict.fromkeys((b"RIFF", b"RF64", b"BW64"), "<")
     if magic not in order:
         return 0
     length = order[magic] + "I"
     if magic in (b".snd", b"dns."):
         offset, data = (struct.unpack(length, file.read(4))[0] for _ in range(2))
-        return offset + data if 0 < data < UNKNOWN_SIZE else 0
+        return 0 if _is_unknown(data) else offset + data
     file.seek(12)
     large = 0  # RF64's size of the sound, which 32 bits do not hold
     while len(name := file.read(4)) == 4:
         (data,) = struct.unpack(length, file.read(4))
         if name in (b"data", b"SSND"):
-            data = large if data == 0xFFFFFFFF and large else data
-            return file.tell() + data if 0 < data < UNKNOWN_SIZE or data == large else 0
+            if data == 0xFFFFFFFF and 0 < large < UNKNOWN_LENGTH:
+                return file.tell() + large
+            return 0 if _is_unknown(data) else file.tell() + data
         if name == b"ds64":
             _, large = struct.unpack("<QQ", file.read(16))
             file.seek(-16, os.SEEK_CUR)
-            large = large if large < UNKNOWN_FRAMES else 0
         file.seek(data + data % 2, os.SEEK_CUR)
     return 0
 
 
-def _ogg_size(file, size):
-    """Where the last page of an .ogg ends; pages are walked by their headers (RFC 3533)."""
-    position = 0
-    while position < size:
-        file.seek(position)
-        header = file.read(27)
-        if header[:4] != b"OggS":
-            return 0  # what taggers append, or damage, which libsndfile skips
-        segments = header[26:] and file.read(header[26])
-        if len(segments) < (header[26] if len(header) == 27 else 1):
-            return position + 27 + 255 + SLACK  # it ends within a page's header
-        position += 27 + len(segments) + sum(segments)
-    return position + SLACK if position > size else 0
+def _is_unknown(size):
+    """Whether a size in 32 bits is what programs write that stream into a pipe."""
+    return any(size in sizes for sizes in UNKNOWN_SIZES)
+
+
+def _w64_size(file):
+    """_promised_size of an open .w64: chunks of a GUID, 64 bits of size (with both) and data."""
+    file.seek(40)
+    while len(name := file.read(16)) == 16:
+        (size,) = struct.unpack("<Q", file.read(8))
+        start = file.tell() - 24
+        if name[:4] == b"data":
+            return start + size if size < UNKNOWN_LENGTH else 0
+        if not 24 <= size < UNKNOWN_LENGTH:
+            return 0
+        file.seek(start + size + -size % 8)
+    return 0
+
+
+def _has_all_pages(file):
+    """Whether the pages of an open .ogg follow each other to one that ends the sound (RFC 3533)."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        end, is_last = 0, False
+        while (header := pages[end : end + 27])[:4] == b"OggS" and len(header) == 27:
+            segments = pages[end + 27 : end + 27 + header[26]]
+            end += 27 + header[26] + sum(segments)
+            is_last = header[5] & 4 and len(segments) == header[26] and end <= len(pages)
+        return bool(is_last) and pages.find(b"OggS", end) < 0  # what taggers append is no page
 
 
 def _read_with_libsndfile(path, file):
     """(block, rate) of an open file; UserError if its header promises more than there is."""
     size = min(BLOCK_SECONDS * file.samplerate, max(1, MAX_BLOCK // file.channels))
     samples, promised = 0, file.frames
-    if promised >= UNKNOWN_FRAMES:
+    if promised >= UNKNOWN_LENGTH:
         promised, file.seekable = 0, lambda: False  # soundfile seeks after reading, which fails
     with file:
         while True:
