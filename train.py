@@ -73,7 +73,12 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     begun = members_to_resume(members)
     fewest = min(len(member.train) for member in members)
     check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
-    build_model(settings.model, num_classes=len(competition.label_ids), seed=0)  # or says why not
+    build_model(
+        settings.model,
+        num_classes=len(competition.label_ids),
+        in_channels=len(features.channel_names),
+        seed=0,
+    )  # or says why not
     if runtime.is_main:
         for member in members:
             member.clean_folder(resuming=member in begun)
@@ -141,6 +146,7 @@ def train_member(member, competition, loader, runtime, summary, resuming):
     net = build_model(
         settings.model,
         num_classes=len(competition.label_ids),
+        in_channels=len(settings.features.channel_names),
         seed=settings.machine.seed,
         resuming=bool(saved),
     )

@@ -1,12 +1,12 @@
-"""Accuracy with the mix alone, with each stem alone, and with all four stems.
+"""Accuracy with the mix alone, with each stem alone, with all stems, and with mix and stems.
 
     python benchmarks/stems.py [--seeds 3] [--quick] [KEY=VALUE ...]     on the demo
     python benchmarks/stems.py --data data [--seeds 3] [KEY=VALUE ...]   on your competition
 
 Each row of the table is train.py with another CHANNELS, in a process of its own. The network has
-four input channels in all of them, and so as many weights; clips, split, order of the clips and
-augmentation are the same for the same seed. Another seed is another split, too: `against mix`
-compares within each seed. What follows +- is the standard deviation over the seeds.
+five input channels in all of them, CHANNELS in turn, and so as many weights; clips, split, order of
+the clips and augmentation are the same for the same seed. Another seed is another split, too:
+`against mix` compares within each seed. What follows +- is the standard deviation over the seeds.
 
 Limits. A split has few validation clips, 32 in the demo: an accuracy p has the standard error
 sqrt(p (1 - p) / clips), which is printed below the table, and smaller differences mean nothing
@@ -33,7 +33,8 @@ from stemgenre.errors import UserError
 from stemgenre.settings import STEMS
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-CHANNELS = ("mix", *STEMS, ",".join(STEMS))
+BOTH = ("mix", *STEMS)
+CHANNELS = (*BOTH, ",".join(STEMS), ",".join(BOTH))
 QUICK = ("CLIP_SECONDS=2", "IMG_SIZE=64", "EPOCHS=2")
 
 
@@ -62,7 +63,8 @@ def main():
 def train(words, channels, seed, folder):
     """Results of one train.py with these words. Raises UserError if it fails."""
     out = folder / f"{channels}-{seed}"
-    words = [*words, f"CHANNELS={channels}", f"SEED={seed}", f"OUTPUT_DIR={out}"]
+    words = [*words, f"CHANNELS={channels}", f"NUM_CHANNELS={len(BOTH)}"]
+    words += [f"SEED={seed}", f"OUTPUT_DIR={out}"]
     command = [sys.executable, str(TRAIN), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -91,10 +93,10 @@ def print_table(runs):
         "best epoch": ("epoch", 1),
         "training s": ("seconds", 0),
     }
-    print(f"{'channels':<24}" + "".join(f"{heading:>18}" for heading in columns))
+    print(f"{'channels':<28}" + "".join(f"{heading:>18}" for heading in columns))
     for channels, rows in runs.groupby("channels", sort=False):
         cells = [mean_and_std(rows[name], digits) for name, digits in columns.values()]
-        print(f"{channels:<24}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{channels:<28}" + "".join(f"{cell:>18}" for cell in cells))
     for split in ("valid", "test"):
         clips, accuracy = runs[f"{split}_clips"][0], runs[split].mean()
         if not math.isnan(accuracy):

@@ -193,7 +193,8 @@ class NetworkOnly:
 
     def __init__(self, clips, settings, runtime, *, without=None):
         self.trainer = make_trainer(self, self, clips, settings, runtime)
-        shape = (settings.train.batch_size, 4, *settings.features.image_size)
+        channels = len(settings.features.channel_names)
+        shape = (settings.train.batch_size, channels, *settings.features.image_size)
         self.images = torch.randn(shape, device=runtime.device)
         if without == "channels last":
             self.trainer.net.to(memory_format=torch.contiguous_format)

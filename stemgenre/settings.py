@@ -120,6 +120,11 @@ class FeatureSettings(_Group):
         return [names[i % len(names)] for i in range(count)]
 
     @property
+    def cached_waves(self) -> tuple[str, ...]:
+        """The waves of a clip that CHANNELS needs: the mix alone, or else all stems."""
+        return ("mix",) if self.channels == "mix" else STEMS
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the image in pixels."""
         return self.img_size if isinstance(self.img_size, tuple) else (self.img_size,) * 2

@@ -93,7 +93,9 @@ def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeyp
     free = [0]  # bytes; the rest is held since the separation
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**9))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 10**8))
-    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", lambda stems, device: +stems)
+    monkeypatch.setattr(
+        "stemgenre.training.stem_loader.to_device", lambda stems, device: stems.clone()
+    )
     on_gpu = {"device": torch.device("cuda"), "device_cache": 0.4}
     loader = StemLoader(cache, threads=1, **on_gpu)
     assert loader.read("train_1") is loader.read("train_1"), "it stays on the GPU"

@@ -16,7 +16,7 @@ import torch
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
 from stemgenre.settings import STEMS, FeatureSettings
 
-ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB, 4 channels each
+ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB of each channel
 SILENCE = 1e-10  # power of a mel band, 28 dB below noise of one step of 16-bit audio
 MIN_STD_DB = 5.0  # of a channel; music has 15 to 20, a stem that is silent in all clips none
 
@@ -33,9 +33,11 @@ class Frontend:
         features: FeatureSettings,
         *,
         device: torch.device,
-        channel_stats: ChannelStats = ((0.0,) * 4, (1.0,) * 4),
+        channel_stats: ChannelStats | None = None,
     ):
         self.features = features
+        channels = len(features.channel_names)
+        channel_stats = channel_stats or ([0.0] * channels, [1.0] * channels)
         self.channel_stats = channel_stats
         self.device = device
         self.clip_samples = int(features.clip_seconds * features.sr)
@@ -61,9 +63,10 @@ class Frontend:
     ) -> torch.Tensor:
         """Standardised images (B, C, height, width) float32 of B clips, by IMG_SIZE.
 
-        `stems` are tensors (4, samples), float16 or float32, on any device; `params` has one entry
-        per clip. An image does not depend on the other clips of its batch. Masks are applied last,
-        with 0, the mean (SpecAugment, Park et al., Interspeech 2019).
+        `stems` are tensors (4, samples), or (1, samples) of the mix alone, float16 or float32, on
+        any device; `params` has one entry per clip. An image does not depend on the other clips of
+        its batch. Masks are applied last, with 0, the mean (SpecAugment, Park et al., Interspeech
+        2019).
         """
         images = torch.stack(
             [self._image(clip, augment) for clip, augment in zip(stems, params, strict=True)]
@@ -77,7 +80,7 @@ class Frontend:
         return images
 
     def _image(self, stems: torch.Tensor, params: AugmentParams) -> torch.Tensor:
-        """The clip's standardised image (4, n_mels, frames), padded with the floor in dB."""
+        """The clip's standardised image (C, n_mels, frames), padded with the floor in dB."""
         floor = (-self.features.top_db - self.mean) / self.std
         image = floor.expand(-1, self.features.n_mels, self.frames).clone()
         db = self.log_mel(stems, params)
@@ -86,10 +89,10 @@ class Frontend:
 
     @torch.no_grad()
     def log_mel(self, stems: torch.Tensor, params: AugmentParams = NO_AUGMENT) -> torch.Tensor:
-        """Log-mel spectrogram (4, n_mels, frames) in dB below the reference, float32.
+        """Log-mel spectrogram (C, n_mels, frames) in dB below the reference, float32.
 
-        `stems` is (4, samples). There are only the clip's own frames, at most as many as
-        CLIP_SECONDS has. The masks of `params` are not applied.
+        `stems` is (4, samples), or (1, samples) of the mix alone. There are only the clip's own
+        frames, at most as many as CLIP_SECONDS has. The masks of `params` are not applied.
         """
         features = self.features
         hop_length = round(features.hop_length * params.rate)
@@ -112,11 +115,17 @@ class Frontend:
         return round(self.clip_samples * round(hop_length * params.rate) / hop_length)
 
     def select_channels(self, stems: torch.Tensor) -> torch.Tensor:
-        """The waves (C, samples) that CHANNELS names, of stems (4, samples), on their device."""
-        if self.features.channels == "mix":
-            return stems.sum(0, keepdim=True, dtype=torch.float32)
+        """The waves (C, samples) that CHANNELS names, on the device of `stems`.
+
+        `stems` is (4, samples), whose sum is the mix, or (1, samples), the mix itself. float32 if
+        the mix is among the channels: the sum of float16 stems can exceed what float16 holds.
+        """
         names = self.features.channels.split(",")
-        return torch.stack([stems[STEMS.index(name)] for name in names])
+        if "mix" in names:
+            stems = stems.float()
+        return torch.stack(
+            [stems.sum(0) if name == "mix" else stems[STEMS.index(name)] for name in names]
+        )
 
     def _mel_filters(self, *, semitones: float) -> torch.Tensor:
         features = self.features
@@ -212,28 +221,28 @@ def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> N
 
 
 class RunningStats:
-    """Mean and standard deviation in dB of each of 4 channels, accumulated clip by clip."""
+    """Mean and standard deviation in dB of each channel, accumulated clip by clip."""
 
     def __init__(self):
         self.count = 0  # cells of each channel
-        self.sums = torch.zeros(4, dtype=torch.float64)
-        self.squares = torch.zeros(4, dtype=torch.float64)
+        self.sums = torch.zeros((), dtype=torch.float64)  # then one for each channel
+        self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, db: torch.Tensor) -> None:
-        """Accumulates the cells of one clip's log-mel spectrogram (4, n_mels, frames)."""
+        """Accumulates the cells of one clip's log-mel spectrogram (C, n_mels, frames)."""
         values = db.cpu().flatten(1).double()  # on the CPU, as MPS has no float64
         self.count += values.shape[1]
-        self.sums += values.sum(1)
-        self.squares += values.square().sum(1)
+        self.sums = self.sums + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
 
     def merge(self, other: "RunningStats") -> None:
         """Adds what another process has accumulated."""
         self.count += other.count
-        self.sums += other.sums
-        self.squares += other.squares
+        self.sums = self.sums + other.sums
+        self.squares = self.squares + other.squares
 
     def mean_and_std(self) -> ChannelStats:
-        """(means, standard deviations) of the 4 channels in dB, the latter at least MIN_STD_DB."""
+        """(means, standard deviations) of the channels in dB, the latter at least MIN_STD_DB."""
         mean = self.sums / self.count
         std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
         return mean.tolist(), std.clamp(min=MIN_STD_DB).tolist()

@@ -271,7 +271,7 @@ class Report:
                         names=features.channel_names,
                         limits=charts.colour_limits([image]),
                     ),
-                    alt=f"the four channels of {clip['file_name']}",
+                    alt=f"the channels of {clip['file_name']}",
                     height=3,
                 ),
                 "players": _players(clip["path"], stems.float().cpu().numpy(), features.sr),

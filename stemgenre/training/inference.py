@@ -73,12 +73,15 @@ def _load_member(path, saved, device):
     """The LoadedModel of the content of a model file's member."""
     try:
         features = FeatureSettings.from_config(**saved["features"])  # config.py: what is newer
-        if torch.tensor(saved["channel_stats"]).shape != (2, 4):
-            raise ValueError("its channel statistics are not mean and deviation of four channels")
+        channels = len(features.channel_names)
+        if torch.tensor(saved["channel_stats"]).shape != (2, channels):
+            raise ValueError(
+                f"its channel statistics are not mean and deviation of {channels} channels"
+            )
         num_classes = len(saved["weights"]["classifier.4.bias"])
         if not len(saved["label_ids"]) == len(saved["label_names"]) == num_classes:
             raise ValueError(f"it has {num_classes} outputs for {len(saved['label_ids'])} genres")
-        net = GenreNet(num_classes)
+        net = GenreNet(num_classes, in_channels=channels)
         net.load_state_dict(saved["weights"])
         frontend = Frontend(features, device=device, channel_stats=saved["channel_stats"])
         net.to(device, memory_format=torch.channels_last).eval()

@@ -217,7 +217,7 @@ class Trainer:
             # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
             largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
             for part in split_evenly(len(stems), min(-(-largest // size), smallest)):
-                images = self.frontend(stems[part], params[part])  # (size, 4, S, S)
+                images = self.frontend(stems[part], params[part])  # (size, C, S, S)
                 images = images.to(memory_format=torch.channels_last)
                 more = part.stop < len(stems) and world_size > 1
                 with self.ddp_net.no_sync() if more else contextlib.nullcontext():
