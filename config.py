@@ -63,14 +63,14 @@ STEM_SWAP = 0.0  # probability that a stem is replaced by another clip's of the 
 MIXUP_ALPHA = 0.0  # pairs of images are mixed by Beta(alpha, alpha) proportions; 0: never
 
 # Model
-BACKBONE = "efficientnet_b3"  # a torchvision model with stages, or timm's: "timm/eca_nfnet_l0"
+BACKBONE = "efficientnet_b3"  # or "cnn", or others of torchvision's, or timm's: "timm/eca_nfnet_l0"
 PRETRAINED = True  # start from ImageNet weights; False trains from scratch
-WEIGHTS_FILE = None  # a local efficientnet_b3_rwightman-b3899882.pth, for offline use
-FREEZE_STAGES = 6  # EfficientNet stages (of 9) whose weights are not trained; 0 trains all
-TRAIN_FIRST_CONV = False  # True trains the widened first convolution although it is in stage 1
+WEIGHTS_FILE = None  # BACKBONE's, for offline use: efficientnet_b3_rwightman-b3899882.pth
+FREEZE_STAGES = 6  # first stages (of EfficientNet's 9) whose weights are not trained; 0: none
+TRAIN_FIRST_CONV = False  # True trains the widened first convolution, too; costs as FREEZE_STAGES=0
 FROZEN_BATCHNORM = "adapt"  # their BatchNorm statistics follow spectrograms; "fixed": ImageNet's
 HEAD_DROPOUT = (0.5, 0.3)  # before each of the head's two layers; lower values overfit sooner
-STOCHASTIC_DEPTH = 0.2  # probability of skipping the deepest residual block; EfficientNet's own
+STOCHASTIC_DEPTH = 0.2  # probability of skipping the deepest residual block, where it has some
 
 # Training
 EPOCHS = 50  # at most

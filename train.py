@@ -8,9 +8,14 @@ python train.py --demo                        on a synthesised competition, noth
 torchrun --nproc-per-node=4 train.py          on four GPUs
 """
 
+from typing import TYPE_CHECKING
+
 from stemgenre import cli
 from stemgenre.files import output_lock, remove_stale_temp_files, write_text
 from stemgenre.settings import format_settings
+
+if TYPE_CHECKING:  # importing train.py does not load torch
+    from stemgenre.training.members import MemberResult
 
 
 def main() -> None:
@@ -45,12 +50,14 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.separation.cache import StemCache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
+    from stemgenre.training.backbones import check_backbone
     from stemgenre.training.checkpoint import merge_models
     from stemgenre.training.members import combine, members_to_resume, plan_members
     from stemgenre.training.model import build_model
     from stemgenre.training.stem_loader import StemLoader, check_batch_size
 
     paths, features, train = settings.paths, settings.features, settings.train
+    check_backbone(settings.model.backbone)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
@@ -101,7 +108,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         if member.name:
             overview.show_networks(members, results)
         resuming = member in begun
-        results.append(train_member(member, competition, loader, runtime, summary, resuming))
+        results.append(train_network(member, competition, loader, runtime, summary, resuming))
 
     # 5  networks -> submit.csv
     test_targets = competition.test["target"].to_numpy()
@@ -117,7 +124,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         summary.write(paths.output("summary.json"), competition, results, predictions)
 
 
-def train_member(member, competition, loader, runtime, summary, resuming):
+def train_network(member, competition, loader, runtime, summary, resuming) -> "MemberResult":
     """The MemberResult of one network: trained, and its validation and test clips predicted."""
     from stemgenre.features.log_mel import Frontend
     from stemgenre.report.report import Report

@@ -23,6 +23,11 @@ RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settin
 )  # fmt: skip
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
+BACKBONES = (  # of torchvision's networks those that are a sequence of stages; timm's besides
+    "cnn", *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s", "efficientnet_v2_m",
+    "efficientnet_v2_l", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
+)  # fmt: skip
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 
 
@@ -163,7 +168,7 @@ class ModelSettings(_Group):
     backbone: Text
     pretrained: bool
     weights_file: Text | None
-    freeze_stages: Annotated[int, Field(ge=0, le=9)]
+    freeze_stages: Annotated[int, Field(ge=0, le=100)]
     train_first_conv: bool
     frozen_batchnorm: Literal["adapt", "fixed"]
     head_dropout: Annotated[
@@ -406,9 +411,31 @@ def _quoted(value):
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def check_backbone(name: str) -> None:
+    """Raises UserError unless there is a network `name`, or it is for timm to say.
+
+    Not in ModelSettings, as a saved model's is checked, too.
+    """
+    if name in BACKBONES or name.startswith("timm/"):
+        return
+    near = difflib.get_close_matches(name.lower(), BACKBONES, n=3, cutoff=0.75)
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else (f"use one of {', '.join(BACKBONES)}, or timm/NAME for one of timm's")
+    )
+    raise UserError(f"BACKBONE={name[:100]!r} is unknown or not a sequence of stages; {hint}")
+
+
 def _check_together(settings):
     """Settings that only make sense together."""
-    features, train = settings.features, settings.train
+    features, train, model = settings.features, settings.train, settings.model
+    check_backbone(model.backbone)
+    if model.backbone == "cnn" and (model.pretrained or model.freeze_stages):
+        raise UserError(
+            "BACKBONE=cnn has no ImageNet weights and is trained as a whole; set "
+            "PRETRAINED=False FREEZE_STAGES=0"
+        )
     if features.hop_length > features.n_fft:
         raise UserError(
             f"HOP_LENGTH={features.hop_length} skips samples between windows of "

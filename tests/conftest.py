@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from stemgenre.demo import demo
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
-from stemgenre.training import model
+from stemgenre.training import backbones
 
 MUSIC = Path(__file__).parents[2] / "shared" / "music"  # real clips beside the checkout, if any
 
@@ -63,7 +63,7 @@ def tiny_backbone():
 @pytest.fixture
 def full_backbone(monkeypatch):
     """Networks are built on EfficientNet-B3 itself in this test."""
-    monkeypatch.setattr(model, "build_backbone", FULL_BACKBONE)
+    monkeypatch.setattr(backbones, "torchvision_network", FULL_BACKBONE)
 
 
 @pytest.fixture(scope="session")

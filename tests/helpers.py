@@ -15,14 +15,16 @@ from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 import train
 from stemgenre.report import report
 from stemgenre.runtime import start_runtime
-from stemgenre.training import checkpoint, model
+from stemgenre.training import backbones, checkpoint
 
 ROOT = Path(__file__).parents[1]
-FULL_BACKBONE = model.build_backbone
+FULL_BACKBONE = backbones.torchvision_network
 
 
-def tiny_backbone(stochastic_depth):
-    """torchvision's EfficientNet with the nine stages of B3 and 0.05 M weights."""
+def tiny_backbone(name, stochastic_depth):
+    """torchvision's EfficientNet with the nine stages of B3 and 0.05 M weights; others in full."""
+    if name != "efficientnet_b3":
+        return FULL_BACKBONE(name, stochastic_depth)
     stages, last_channel = _efficientnet_conf("efficientnet_b3", width_mult=0.15, depth_mult=0.2)
     return EfficientNet(
         stages, 0.3, stochastic_depth_prob=stochastic_depth, last_channel=last_channel
@@ -31,7 +33,7 @@ def tiny_backbone(stochastic_depth):
 
 def use_tiny_backbone(set_attribute=setattr):
     """From now on, this process builds its networks on tiny_backbone."""
-    set_attribute(model, "build_backbone", tiny_backbone)
+    set_attribute(backbones, "torchvision_network", tiny_backbone)
 
 
 def limit_images(count, set_attribute=setattr):
@@ -41,12 +43,12 @@ def limit_images(count, set_attribute=setattr):
         if len(inputs[0]) > count:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def backbone(stochastic_depth):
-        net = tiny_backbone(stochastic_depth)
+    def backbone(name, stochastic_depth):
+        net = tiny_backbone(name, stochastic_depth)
         net.features[1].register_forward_pre_hook(check)
         return net
 
-    set_attribute(model, "build_backbone", backbone)
+    set_attribute(backbones, "torchvision_network", backbone)
 
 
 class NoReport:

@@ -8,10 +8,10 @@ from helpers import assert_same_run, run_results, run_training
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
-from stemgenre.training import model, trainer
+from stemgenre.training import backbones, trainer
 
 
-def one_stage(stochastic_depth):
+def one_stage(name, stochastic_depth):
     """A backbone of one stage, with BatchNorm, that is quickly traced."""
     stage = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.SiLU())
     pool, head = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Dropout(), nn.Linear(8, 2))
@@ -21,7 +21,7 @@ def one_stage(stochastic_depth):
 @pytest.fixture
 def compiled_run(small_settings, tmp_path, monkeypatch):
     """A function: runs with COMPILE=True and a backend, and compares with COMPILE=False."""
-    monkeypatch.setattr(model, "build_backbone", one_stage)
+    monkeypatch.setattr(backbones, "torchvision_network", one_stage)
     torch._dynamo.reset()
 
     def run(backend):

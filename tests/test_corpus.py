@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from helpers import put_audio, tone
-from torchvision.models import efficientnet_b0
+from torchvision.models import efficientnet_b0, efficientnet_b3
 
 from stemgenre.data import audio
 from stemgenre.data.competition import load_competition
@@ -25,8 +25,9 @@ from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import EndOfFile, separate_files
 from stemgenre.settings import FeatureSettings, ModelSettings, SeparationSettings
 from stemgenre.training import checkpoint
+from stemgenre.training.backbones import imagenet_weights
 from stemgenre.training.inference import load_models
-from stemgenre.training.model import GenreNet, build_backbone, build_model, imagenet_weights
+from stemgenre.training.model import GenreNet, build_model
 
 CPU = torch.device("cpu")
 NOT_OPENED = "it holds more than weights and is not opened"
@@ -346,7 +347,7 @@ def test_a_yaml_of_another_form_is_refused_at_once(tiny_repo, tmp_path, text):
 
 def test_weights_whose_hash_is_not_the_one_in_their_name_are_refused(tmp_path, full_backbone):
     path = tmp_path / "efficientnet_b3_rwightman-b3899882.pth"
-    torch.save(build_backbone(0.2).state_dict(), path)  # whole, but other weights
+    torch.save(efficientnet_b3().state_dict(), path)  # whole, but other weights
     settings = ModelSettings.from_config(weights_file=str(path))
     refused(lambda: build_model(settings, num_classes=2, seed=0), str(path), "SHA-256")
     named = tmp_path / f"mine-{sha256(path)[:8]}.pth"
@@ -361,4 +362,4 @@ def test_damaged_weights_in_the_download_folder_are_refused(tmp_path, monkeypatc
     path.parent.mkdir()
     for content in (b"", b"<html>", pickle.dumps({"a": 1})):
         path.write_bytes(content)
-        refused(lambda: imagenet_weights(None), str(path), "SHA-256")
+        refused(lambda: imagenet_weights("efficientnet_b3"), str(path), "SHA-256")

@@ -19,7 +19,7 @@ from stemgenre.separation.cache import StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import separate_missing
 from stemgenre.settings import MachineSettings, ModelSettings, load_settings
-from stemgenre.training import checkpoint, model
+from stemgenre.training import backbones, checkpoint, model
 from stemgenre.training.trainer import Trainer
 
 
@@ -162,14 +162,14 @@ def overflow_in(monkeypatch):
     """A function: from then on, these forward passes of a training run overflow."""
 
     def set_calls(*calls):
-        build = model.build_backbone
+        build = backbones.torchvision_network
 
-        def backbone(stochastic_depth):
-            net = build(stochastic_depth)
+        def backbone(name, stochastic_depth):
+            net = build(name, stochastic_depth)
             net.features[8].insert(0, Overflow(calls))  # before a BatchNorm
             return net
 
-        monkeypatch.setattr(model, "build_backbone", backbone)
+        monkeypatch.setattr(backbones, "torchvision_network", backbone)
 
     return set_calls
 
@@ -325,8 +325,9 @@ def use_hub(server, folder, monkeypatch):
 
 def test_weights_that_arrive_in_part_are_neither_used_nor_kept(cut_off, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    name = model.WEIGHTS.url.rsplit("/", 1)[1]
-    monkeypatch.setattr(model.WEIGHTS.value, "url", f"{cut_off.address}/{name}")
+    weights = backbones.torchvision_weights("efficientnet_b3")
+    name = weights.url.rsplit("/", 1)[1]
+    monkeypatch.setattr(weights.value, "url", f"{cut_off.address}/{name}")
     for _ in range(2):
         with pytest.raises(UserError, match="WEIGHTS_FILE") as caught:
             model.build_model(ModelSettings.from_config(), num_classes=2, seed=0)

@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stemgenre import Classifier
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import FIELDS, load_settings
-from stemgenre.training import checkpoint, model, trainer
+from stemgenre.training import backbones, checkpoint, trainer
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.stem_loader import StemLoader, check_batch_size
 from stemgenre.training.trainer import Trainer
@@ -279,14 +279,14 @@ def test_on_out_of_memory_stems_kept_on_the_gpu_are_dropped_first(
         if len(inputs[0]) > 4 and loaders[-1].gpu_cache:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def backbone(stochastic_depth):
-        net = tiny_backbone(stochastic_depth)
+    def backbone(name, stochastic_depth):
+        net = tiny_backbone(name, stochastic_depth)
         net.features[1].register_forward_pre_hook(check)
         return net
 
     prepare = StemLoader.__init__
     monkeypatch.setattr(StemLoader, "__init__", keep_stems)
-    monkeypatch.setattr(model, "build_backbone", backbone)
+    monkeypatch.setattr(backbones, "torchvision_network", backbone)
     assert torch.allclose(expected, trained_head(), atol=1e-6)
     messages = [text for text in caplog.messages if "out of memory" in text]
     assert messages == ["GPU out of memory: stems are no longer kept on the GPU"]

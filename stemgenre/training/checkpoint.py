@@ -249,8 +249,9 @@ def run_signature(
         "TEST_SIZE": settings.data.test_size,
         "BATCH_SIZE": settings.train.batch_size,
         "FREEZE_STAGES": settings.model.freeze_stages,
+        "TRAIN_FIRST_CONV": settings.model.train_first_conv,
         "FROZEN_BATCHNORM": settings.model.frozen_batchnorm,
-        "model": "efficientnet_b3",
+        "model": settings.model.backbone,
         "SEPARATION_MODEL": settings.separation.separation_model,
         **{name.upper(): value for name, value in settings.features.model_dump().items()},
     }

@@ -81,7 +81,8 @@ def _load_member(path, saved, device):
         num_classes = len(saved["weights"]["classifier.4.bias"])
         if not len(saved["label_ids"]) == len(saved["label_names"]) == num_classes:
             raise ValueError(f"it has {num_classes} outputs for {len(saved['label_ids'])} genres")
-        net = GenreNet(num_classes, in_channels=channels)
+        backbone = saved.get("backbone", "efficientnet_b3")  # older files do not name it
+        net = GenreNet(num_classes, backbone=backbone, in_channels=channels)
         net.load_state_dict(saved["weights"])
         frontend = Frontend(features, device=device, channel_stats=saved["channel_stats"])
         net.to(device, memory_format=torch.channels_last).eval()

@@ -344,6 +344,7 @@ class Trainer:
         if self.runtime.is_main:
             content = {
                 "run_id": self.run_id,
+                "backbone": self.settings.model.backbone,
                 "weights": self.best_weights,
                 "epoch": self.state.best_epoch,
                 "valid_accuracy": self.state.best_accuracy,
