@@ -35,10 +35,11 @@ def main() -> None:
 
 def run_eda(settings, runtime, *, make_demo=False) -> None:
     """Files in DATA_DIR -> audio statistics, duplicates, stem statistics -> page and tables."""
+    from stemgenre.data.audio_stats import AudioStatsCache
     from stemgenre.data.competition import load_competition
+    from stemgenre.data.extra import extra_folders
     from stemgenre.data.find_files import find_audio
     from stemgenre.demo.demo import ensure_demo
-    from stemgenre.eda.audio_stats import AudioStatsCache
     from stemgenre.eda.dataset_summary import analyze_dataset, log_summary, write_tables
     from stemgenre.eda.page import write_page
     from stemgenre.eda.stem_stats import compute_stem_stats
@@ -50,21 +51,21 @@ def run_eda(settings, runtime, *, make_demo=False) -> None:
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
     )
-    stats_cache = AudioStatsCache(
-        folder
-        / "audio_stats",  # compares as much of a clip as the network uses at the fastest tempo
-        seconds=features.clip_seconds * max(1.0, *settings.augment.time_stretch_rates),
-    )
+    stats_cache = AudioStatsCache.of(settings)
     remove_stale_temp_files(folder, stats_cache.folder)
     if make_demo:
         ensure_demo(settings.paths.data_dir, cache, features, runtime)
 
+    not_own = extra_folders(settings.data)
     competition = load_competition(
-        settings.paths.data_dir, num_classes="auto", cache_dir=cache.folder
+        settings.paths.data_dir,
+        num_classes="auto",
+        cache_dir=cache.folder,
+        extra_folders=not_own,
     )
     summary = analyze_dataset(
         competition,
-        find_audio(Path(settings.paths.data_dir), skip=cache.folder),
+        find_audio(Path(settings.paths.data_dir), skip=[cache.folder, *not_own]),
         stats_cache,
         threads=threads,
         clip_seconds=features.clip_seconds,

@@ -8,6 +8,7 @@ python train.py --demo                        on a synthesised competition, noth
 torchrun --nproc-per-node=4 train.py          on four GPUs
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemgenre import cli
@@ -43,7 +44,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     import pandas as pd
 
     from stemgenre.data.competition import load_competition
-    from stemgenre.data.split import make_splits
+    from stemgenre.data.extra import add_extra, extra_folders, with_extra
+    from stemgenre.data.leakage import warn_of_leakage
+    from stemgenre.data.split import GROUPS_FILE, make_splits
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.report.report import Report
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
@@ -72,10 +75,18 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
 
     # 1  files -> table of clips; of these, each network's own
     competition = load_competition(
-        paths.data_dir, num_classes=settings.data.num_classes, cache_dir=cache.folder
+        paths.data_dir,
+        num_classes=settings.data.num_classes,
+        cache_dir=cache.folder,
+        extra_folders=extra_folders(settings.data),
     )
+    if runtime.is_main:
+        groups_file = Path(paths.eda_dir) / GROUPS_FILE
+        warn_of_leakage(competition, groups_file=groups_file, hash_source=cache.hash_source)
+    competition = add_extra(competition, settings, runtime, hash_source=cache.hash_source)
     labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
     splits = make_splits(settings, competition.train, competition.label_names)
+    splits = [(with_extra(part, competition.extra), valid) for part, valid in splits]
     members = plan_members(settings, splits, **labels)
     begun = members_to_resume(members)
     fewest = min(len(member.train) for member in members)
@@ -93,7 +104,8 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     # 2  clips -> stems
     summary = Summary()
     with summary.stage("separation"):
-        separate_missing(pd.concat([competition.train, competition.test]), cache, settings, runtime)
+        clips = pd.concat([competition.train, competition.test, competition.extra])
+        separate_missing(clips, cache, settings, runtime)
     loader = StemLoader(
         cache,
         threads=thread_count(settings.machine),

@@ -79,7 +79,7 @@ def main():
 
 def find_clips(options):
     """Paths of as many clips as asked for; the same ones again if there are fewer."""
-    found = find_audio(options.data, skip=options.data / "separated")
+    found = find_audio(options.data, skip=[options.data / "separated"])
     return [found[i % len(found)] for i in range(options.clips if found else 0)]
 
 

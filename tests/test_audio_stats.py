@@ -11,7 +11,7 @@ import soundfile
 from helpers import tone
 
 from stemgenre.data import audio
-from stemgenre.eda.audio_stats import (
+from stemgenre.data.audio_stats import (
     STAT_COLUMNS,
     AudioStatsCache,
     compute_audio_stats,
@@ -19,7 +19,7 @@ from stemgenre.eda.audio_stats import (
     count_clipped,
     integrated_loudness,
 )
-from stemgenre.eda.fingerprint import HOP_LENGTH, SAMPLE_RATE
+from stemgenre.data.fingerprint import HOP_LENGTH, SAMPLE_RATE
 
 
 @pytest.fixture

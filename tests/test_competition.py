@@ -166,6 +166,17 @@ def test_further_columns_are_ignored(data):
     assert train_labels(load(data)) == {"train_0.wav": "ロック"}
 
 
+def test_a_column_group_is_read_where_it_is_there(data):
+    put_masters(data)
+    assert load(data).train["group"].isna().all()
+    rows = [("", "Group", "label_id", "file_name"), (0, " Can ", 7, "train_0.wav")]
+    rows += [(1, "", 0, "train_1.wav"), (2, '"Simon; Garfunkel"', 42, "train_2.wav")]
+    put_table(data / "train_master.tsv", rows)
+    groups = load(data).train["group"]
+    assert groups[[0, 2]].tolist() == ["Can", "Simon; Garfunkel"]
+    assert groups.isna().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "file_column", "label_column"),
     [

@@ -85,6 +85,11 @@ INVALID = [  # file, content, parts of the message
     ("train_master.tsv", TRAIN + "train_0.wav\t1e300\n", ["row 4", "not an integer"]),
     ("train_master.tsv", TRAIN + "train_0.wav\t3\n", ["label_id 3", "label_master.tsv"]),
     ("train_master.tsv", TRAIN + "train_0.wav\t7\n", ["train_0.wav", "two labels: 0 and 7"]),
+    (
+        "train_master.tsv",
+        "file_name\tlabel_id\tgroup\ntrain_0.wav\t0\tCan\ntrain_0.wav\t0\tNeu!\n",
+        ["train_0.wav", "two groups: Can and Neu!"],
+    ),
     ("train_master.tsv", TRAIN + "/etc/x.wav\t0\n", ["'/etc/x.wav'", "below the data"]),
     ("train_master.tsv", TRAIN + "../x.wav\t0\n", ["'../x.wav'", "below the data folder"]),
     ("train_master.tsv", TRAIN + "a/../../x.wav\t0\n", ["'a/../../x.wav'", "below the data"]),

@@ -11,10 +11,10 @@ import soundfile
 from conftest import MUSIC
 
 from stemgenre.data import audio
+from stemgenre.data.duplicates import ROWS, SIMILARITY_THRESHOLD, find_duplicates
+from stemgenre.data.fingerprint import SAMPLE_RATE, fingerprint, similarity
 from stemgenre.demo.styles import GENRES
 from stemgenre.demo.synth import render
-from stemgenre.eda.duplicates import ROWS, SIMILARITY_THRESHOLD, find_duplicates
-from stemgenre.eda.fingerprint import SAMPLE_RATE, fingerprint, similarity
 
 SR = 11025
 
@@ -62,6 +62,16 @@ def test_an_overlapping_cut_is_found_with_its_offset(song, tmp_path, alteration)
     assert pairs["offset_seconds"][0] == pytest.approx(-start, abs=0.06)  # an encoder may delay
     assert pairs["overlap_seconds"][0] == pytest.approx(len(cut) / SAMPLE_RATE, abs=0.06)
     assert pairs["similarity"][0] > 0.95
+
+
+def test_queries_are_compared_with_the_others_only():
+    rng = np.random.default_rng(0)
+    first, second, third = (rng.normal(0, 0.1, 8 * SAMPLE_RATE) for _ in range(3))
+    waves = [third, first, first, *rng.normal(0, 0.1, (ROWS, 8 * SAMPLE_RATE)), second, second]
+    waves += [first, third[SAMPLE_RATE:]]
+    pairs = duplicates_of(waves, num_queries=2 + ROWS)[["first", "second"]].to_numpy().tolist()
+    last = len(waves) - 1
+    assert pairs == [[0, last], [1, last - 1], [2, last - 1]]
 
 
 def test_two_cuts_of_which_neither_contains_the_other_are_found(song):

@@ -122,7 +122,7 @@ def write(folder, clips, groups, splits="train"):
 def test_groups_are_joined_by_clip_name_to_training_clips_only(settings, tmp_path):
     clips = table([0, 1, 0, 1])
     write(tmp_path, clips.iloc[::-1], [7, 7, 5, 4])
-    assert load_groups(settings, clips).tolist() == [4, 5, 7, 7]
+    assert load_groups(settings, clips).tolist() == [0, 1, 2, 2]
     write(tmp_path, clips, [1, 2, 3, 4], ["train", "train", "train", "test"])
     with pytest.raises(UserError, match=r"lacks 1 .*train_3; run python eda\.py again"):
         load_groups(settings, clips)
@@ -131,7 +131,30 @@ def test_groups_are_joined_by_clip_name_to_training_clips_only(settings, tmp_pat
 def test_groups_of_clips_whose_name_is_not_utf8_are_read(settings, tmp_path):
     clips = table([0, 1]).assign(clip=["a", os.fsdecode(b"caf\xe9")])
     write(tmp_path, clips, [7, 5])
-    assert load_groups(settings, clips).tolist() == [7, 5]
+    assert load_groups(settings, clips).tolist() == [0, 1]
+
+
+@pytest.fixture
+def in_groups():
+    """A function: clips with these texts in the column group."""
+    return lambda *texts: table([0, 1] * (len(texts) // 2)).assign(group=list(texts))
+
+
+def test_clips_with_the_same_text_in_the_column_group_are_a_group(tmp_path, in_groups, caplog):
+    caplog.set_level("INFO", logger="stemgenre")
+    clips = in_groups("Can", None, "Neu!", "can", "Can", None)
+    settings = load_settings([f"EDA_DIR={tmp_path}"])
+    assert load_groups(settings, clips).tolist() == [0, 1, 2, 3, 0, 4]
+    assert "6 clips in 5 groups" in caplog.text
+    assert load_groups(settings, in_groups(None, None)) is None
+
+
+def test_groups_and_recordings_that_have_a_clip_in_common_are_one_group(
+    settings, tmp_path, in_groups
+):
+    clips = in_groups("Can", None, None, "Neu!", "Can", None)
+    write(tmp_path, clips.drop(columns="group"), [0, 1, 2, 2, 4, 4])
+    assert load_groups(settings, clips).tolist() == [0, 1, 2, 2, 0, 0]
 
 
 def test_groups_are_not_read_unless_asked_for(tmp_path):

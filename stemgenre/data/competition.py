@@ -5,6 +5,7 @@ Labels are joined by file name, never by position.
 
 import filecmp
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -44,8 +45,10 @@ class Competition:
     """All clips of a dataset.
 
     `train` and `test` have the columns clip (its name in the cache), file_name (as the masters
-    write it), path, and target (class index; -1 where it is not known). Class index i has the
-    label `label_ids[i]`, `label_names[i]`. `template` is None without a sample_submit.
+    write it), path, and target (class index; -1 where it is not known). `train` has a column group,
+    too: the text in train_master's column of that name, or None. Class index i has the label
+    `label_ids[i]`, `label_names[i]`. `template` is None without a sample_submit. `extra`, which is
+    empty unless extra.add_extra adds to it, has the columns of `train`: clips to train on only.
     """
 
     train: pd.DataFrame
@@ -53,12 +56,17 @@ class Competition:
     label_ids: list[int]
     label_names: list[str]
     template: SubmissionTemplate | None
+    extra: pd.DataFrame
 
 
 def load_competition(
-    data_dir: Path | str, *, num_classes: int | str, cache_dir: Path | str
+    data_dir: Path | str,
+    *,
+    num_classes: int | str,
+    cache_dir: Path | str,
+    extra_folders: Sequence[Path] = (),
 ) -> Competition:
-    """The Competition below `data_dir`; audio below `cache_dir` is left out.
+    """The Competition below `data_dir`; audio below `cache_dir` and `extra_folders` is left out.
 
     `num_classes` is the expected number of genres or "auto". Raises UserError for whatever is
     missing or contradictory.
@@ -66,7 +74,7 @@ def load_competition(
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise UserError(f"there is no data folder {data_dir}; {_expected_layout(data_dir)}")
-    audio = find_audio(data_dir, skip=Path(cache_dir))
+    audio = find_audio(data_dir, skip=[Path(cache_dir), *extra_folders])
     if not audio:
         nested = [
             folder
@@ -107,18 +115,20 @@ def _from_masters(data_dir, train_master, audio):
     label_master = find_master(data_dir, "label_master")
     if not label_master:
         raise UserError(f"{_not_found(data_dir, 'label_master')}; {_expected_layout(data_dir)}")
-    labels = _read_labels(label_master)
-    train = _read_targets(train_master, labels, label_master)
-    train["path"] = _find_paths(train["file_name"], audio, train_master)
+    labels = read_labels(label_master)
+    if len(labels) < 2:
+        raise UserError(f"{label_master} has {len(labels)} genre; a classifier needs two or more")
+    train = read_targets(train_master, labels, label_master)
+    train["path"] = find_paths(train["file_name"], audio, train_master)
     _check_single_label(train, train_master)
     train = train.drop_duplicates("path", ignore_index=True)
     template, test = _read_sample_submit(data_dir, audio)
     if template is None:
         labelled = {path.name for path in train["path"]}
-        paths = [p for p in audio if p.name not in labelled and _is_test(p, data_dir)]
+        paths = [p for p in audio if p.name not in labelled and is_test(p, data_dir)]
         names = dict.fromkeys(path.name for path in paths)
         test = pd.DataFrame({"file_name": [*names]})
-        test["path"] = _find_paths(names, audio, data_dir)
+        test["path"] = find_paths(names, audio, data_dir)
         missing = _not_found(data_dir, "sample_submit")
         if not names:
             raise UserError(
@@ -128,7 +138,7 @@ def _from_masters(data_dir, train_master, audio):
         log.warning("%s; the submission has a row for each of %d test clips", missing, len(test))
     test_master = find_master(data_dir, "test_master")
     if test_master:
-        known = _read_targets(test_master, labels, label_master).set_index("file_name")["target"]
+        known = read_targets(test_master, labels, label_master).set_index("file_name")["target"]
         test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
     return _build_competition(train, test, labels, template)
 
@@ -145,7 +155,7 @@ def _from_genre_folders(data_dir, audio):
     ):
         raise UserError(f"{_not_found(data_dir, 'train_master')}; {_expected_layout(data_dir)}")
     nested = [path for path in audio if path.parent != data_dir]
-    train_paths = [path for path in nested if not _is_test(path.parent, data_dir)]
+    train_paths = [path for path in nested if not is_test(path.parent, data_dir)]
     genres = sorted({path.parent.name for path in train_paths}, key=natural_key)
     for genre in genres:
         if CONTROL_CHARACTER.search(genre):  # it would be printed and saved wherever the genre is
@@ -159,12 +169,13 @@ def _from_genre_folders(data_dir, audio):
             "file_name": [path.relative_to(data_dir).as_posix() for path in train_paths],
             "path": train_paths,
             "target": [genres.index(path.parent.name) for path in train_paths],
+            "group": None,
         }
     )
     template, test = _read_sample_submit(data_dir, audio)
     if template is None:
-        paths = [path for path in nested if _is_test(path.parent, data_dir)]
-        paths += [path for path in audio if path.parent == data_dir and _is_test(path, data_dir)]
+        paths = [path for path in nested if is_test(path.parent, data_dir)]
+        paths += [path for path in audio if path.parent == data_dir and is_test(path, data_dir)]
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
             names = [path.relative_to(data_dir).as_posix() for path in paths]
@@ -179,7 +190,8 @@ def _from_genre_folders(data_dir, audio):
     return _build_competition(train, test, labels, template)
 
 
-def _is_test(path, data_dir):
+def is_test(path: Path, data_dir: Path) -> bool:
+    """Whether a path below `data_dir` has a part that begins with test."""
     return any(part.lower().startswith("test") for part in path.relative_to(data_dir).parts)
 
 
@@ -190,7 +202,7 @@ def _read_sample_submit(data_dir, audio):
         return None, None
     template = read_template(sample_submit)
     names = dict.fromkeys(row[template.file_column] for row in template.rows)
-    paths = _find_paths(names, audio, sample_submit)
+    paths = find_paths(names, audio, sample_submit)
     return template, pd.DataFrame({"file_name": [*names], "path": paths})
 
 
@@ -209,12 +221,11 @@ def _build_competition(train, test, labels, template):
         )
     names = clip_names([*train["path"], *test["path"]])
     train["clip"], test["clip"] = names[: len(train)], names[len(train) :]
-    return Competition(
-        train, test, labels["label_id"].tolist(), labels["label_name"].tolist(), template
-    )
+    label_ids, label_names = labels["label_id"].tolist(), labels["label_name"].tolist()
+    return Competition(train, test, label_ids, label_names, template, extra=train.iloc[:0])
 
 
-def _find_paths(names, audio, table):
+def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list[Path]:
     """The audio path of each file name in `table`. Raises UserError for those without audio."""
     by_name = {}
     for path in audio:
@@ -247,9 +258,16 @@ def _find_paths(names, audio, table):
     return paths
 
 
-def _read_targets(master, labels, label_master):
-    """Columns file_name and target (class index) of a master with file_name and label_id."""
-    table = read_master(master, ("file_name", "label_id"))
+def read_targets(master: Path, labels: pd.DataFrame, label_master: Path) -> pd.DataFrame:
+    """Columns file_name, target (class index) and group (text or None) of a master.
+
+    `labels` are read_labels of `label_master`. Raises UserError for an unknown label_id, and for a
+    file with two of them or with two groups.
+    """
+    table = read_master(master, ("file_name", "label_id"), optional="group")
+    if "group" not in table:
+        table["group"] = None
+    table["group"] = table["group"].replace("", None)
     table["label_id"] = parse_label_ids(table["label_id"], master)
     unknown = sorted(set(table["label_id"]) - set(labels["label_id"]))
     if unknown:
@@ -258,11 +276,13 @@ def _read_targets(master, labels, label_master):
     repeated = table["file_name"][table["file_name"].duplicated()]
     if len(repeated):
         name = repeated.iloc[0]
-        ids = table["label_id"][table["file_name"] == name].tolist()
-        raise UserError(f"{master} gives {name} two labels: {ids[0]} and {ids[1]}; keep one")
+        first, second = table[table["file_name"] == name].to_dict("records")[:2]
+        what = "label" if first["label_id"] != second["label_id"] else "group"
+        values = [row["label_id" if what == "label" else "group"] for row in (first, second)]
+        raise UserError(f"{master} gives {name} two {what}s: {values[0]} and {values[1]}; keep one")
     index = {label_id: i for i, label_id in enumerate(labels["label_id"])}
     table["target"] = table["label_id"].map(index)
-    return table[["file_name", "target"]]
+    return table[["file_name", "target", "group"]]
 
 
 def _check_single_label(train, master):
@@ -273,14 +293,15 @@ def _check_single_label(train, master):
             raise UserError(f"{master} gives {path} two labels, as {names}; keep one")
 
 
-def _read_labels(master):
-    """Columns label_name and label_id of label_master, sorted by id: row i is class index i."""
+def read_labels(master: Path) -> pd.DataFrame:
+    """Columns label_name and label_id of label_master, sorted by id: row i is class index i.
+
+    Raises UserError for a name or an id that is there twice.
+    """
     labels = read_master(master, ("label_name", "label_id"))
     labels["label_id"] = parse_label_ids(labels["label_id"], master)
     for column in ("label_name", "label_id"):
         repeated = labels[column][labels[column].duplicated()]
         if len(repeated):
             raise UserError(f"{master} has the {column} {repeated.iloc[0]} twice; keep one")
-    if len(labels) < 2:
-        raise UserError(f"{master} has {len(labels)} genre; a classifier needs two or more")
     return labels.sort_values("label_id", ignore_index=True)

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stemgenre.errors import UserError
@@ -31,14 +31,16 @@ def natural_key(text: object) -> tuple[list[tuple[int, int, str]], str]:
     return parts, str(text)
 
 
-def find_audio(folder: Path, *, skip: Path | None) -> list[Path]:
+def find_audio(folder: Path, *, skip: Iterable[Path] = ()) -> list[Path]:
     """Paths of all audio files below `folder`, in natural order.
 
-    Left out: hidden files, the folder `skip`, and folders with a train_master of their own, which
-    are other datasets. Links are followed, each folder is entered once. Raises UserError for a
-    folder that cannot be listed, which would leave out a genre; SYSTEM_FOLDERS are only named.
+    Left out: hidden files, the folders `skip` below it, and folders with a train_master of their
+    own, which are other datasets. Links are followed, each folder is entered once. Raises UserError
+    for a folder that cannot be listed, which would leave out a genre; SYSTEM_FOLDERS are only
+    named.
     """
-    found, visited, folders = [], set(), [folder]
+    found, folders = [], [folder]
+    visited = {path.resolve() for path in skip} - {folder.resolve()}
     while folders:
         current = folders.pop()
         if (real_path := current.resolve()) in visited:
@@ -58,7 +60,7 @@ def find_audio(folder: Path, *, skip: Path | None) -> list[Path]:
                 found.append(path)
             elif path.is_symlink() and not path.exists():  # perhaps to a genre's folder
                 log.warning("%s is a link to something that is not there; it is left out", path)
-        inner = [path for path in inner if path != skip and not path.name.startswith("__MACOSX")]
+        inner = [path for path in inner if not path.name.startswith("__MACOSX")]
         folders += sorted(inner, key=natural_key, reverse=True)
     return sorted(found, key=natural_key)
 
@@ -132,15 +134,23 @@ def clip_names(paths: Sequence[Path]) -> list[str]:
     names = []
     for path in paths:
         name = path.stem
-        too_long = len(os.fsencode(name)) > MAX_STEM_BYTES
-        if too_long or counts[name.casefold()] > 1:
+        if _is_too_long(name) or counts[name.casefold()] > 1:
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} cannot be read: it is a pipe or a device, not a file")
             try:
-                digest = sha256(path)[:8]
+                name = with_digest(name, sha256(path))
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error.strerror}") from None
-            start = os.fsencode(name)[:MAX_STEM_BYTES].decode(errors="ignore")
-            name = f"{start if too_long else name}-{digest}"
         names.append(name)
     return names
+
+
+def with_digest(stem: str, digest: str) -> str:
+    """A name in the cache for the file of that stem and SHA-256, whatever others are called."""
+    if _is_too_long(stem):
+        stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
+    return f"{stem}-{digest[:8]}"
+
+
+def _is_too_long(stem):
+    return len(os.fsencode(stem)) > MAX_STEM_BYTES

@@ -1,7 +1,7 @@
-"""Training and validation clips: stratified by genre, each recording on one side if asked; folds.
+"""Training and validation clips, one split or folds: stratified by genre, groups of clips whole.
 
-eda.py finds clips of one recording and writes their groups to groups.csv; SPLIT_BY_GROUP=True
-reads them.
+A group is what train_master's column group calls one; eda.py finds clips of one recording and
+writes their groups to groups.csv, which SPLIT_BY_GROUP=True reads.
 """
 
 import csv
@@ -166,8 +166,9 @@ def _split_by_group(targets, groups, test_size, seed, label_names):
     for genre, target in enumerate(table.columns):
         if not counts[in_valid, genre].any() or not counts[~in_valid, genre].any():
             raise UserError(
-                f"the clips of {label_names[target]} are of too few recordings for both sides of "
-                "the validation split; set SPLIT_BY_GROUP=False, or add clips of others"
+                f"the clips of {label_names[target]} are of too few groups for both sides of the "
+                "validation split; set SPLIT_BY_GROUP=False, take the column group out of "
+                "train_master, or add clips of other groups"
             )
     valid = np.isin(groups, table.index[order[in_valid]])
     return np.flatnonzero(~valid), np.flatnonzero(valid)
@@ -196,20 +197,18 @@ def write_groups(path: Path, clips: pd.DataFrame) -> None:
         clips.to_csv(file, columns=list(GROUPS_COLUMNS), index=False)
 
 
-def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
-    """The group of each training clip, in the order of `clips`; None with SPLIT_BY_GROUP=False.
+def read_groups(path: Path) -> pd.DataFrame:
+    """GROUPS_COLUMNS of a table that write_groups wrote, the group as an integer.
 
-    Raises UserError if eda.py has not written the groups of all these clips.
+    Raises UserError if it is missing or not such a table.
     """
-    if not settings.data.split_by_group:
-        return None
-    path = Path(settings.paths.eda_dir) / GROUPS_FILE
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; delete it and run python eda.py")
     try:
         with path.open(**TEXT) as file:
-            rows = list(csv.DictReader(file))
-        known = {row["clip"]: int(row["group"]) for row in rows if row["split"] == "train"}
+            rows = [[row[name] for name in GROUPS_COLUMNS] for row in csv.DictReader(file)]
+        table = pd.DataFrame(rows, columns=list(GROUPS_COLUMNS))
+        table["group"] = [int(group) for group in table["group"]]
     except OSError as error:
         raise UserError(
             f"SPLIT_BY_GROUP=True needs {path} ({error.strerror}); run python eda.py first"
@@ -218,12 +217,44 @@ def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
         raise UserError(
             f"{path} is not a table of groups ({error!r}); run python eda.py again"
         ) from None
+    return table
+
+
+def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
+    """The group of each training clip, in the order of `clips`; None without groups.
+
+    Clips are in one group if they have the same text in the column group, or if they are one
+    recording (SPLIT_BY_GROUP=True), or by a chain of both. Raises UserError if eda.py has not
+    written the groups of all these clips.
+    """
+    pairs = _same(clips["group"]) if "group" in clips else []
+    if not pairs and not settings.data.split_by_group:
+        return None
+    if settings.data.split_by_group:
+        pairs += _same(_recordings(Path(settings.paths.eda_dir) / GROUPS_FILE, clips))
+    groups = number_groups(len(clips), pairs)
+    log.info("split by group: %d clips in %d groups", len(groups), len(set(groups)))
+    return groups
+
+
+def _same(values):
+    """[(position of a value, position where it is first)], without those that are missing."""
+    first = {}
+    return [
+        (position, first.setdefault(value, position))
+        for position, value in enumerate(values)
+        if pd.notna(value)
+    ]
+
+
+def _recordings(path, clips):
+    """The recording of each clip, by eda.py's table."""
+    table = read_groups(path)
+    known = table[table["split"] == "train"].set_index("clip")["group"].to_dict()
     missing = [clip for clip in clips["clip"] if clip not in known]
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} training clips, for example {missing[0]}; "
             "run python eda.py again"
         )
-    groups = np.array([known[clip] for clip in clips["clip"]])
-    log.info("split by group: %d clips of %d recordings", len(groups), len(set(groups)))
-    return groups
+    return [known[clip] for clip in clips["clip"]]

@@ -26,14 +26,18 @@ class SubmissionTemplate:
     label_column: int
 
 
-def read_master(master: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_master(
+    master: Path, columns: Sequence[str], *, optional: str | None = None
+) -> pd.DataFrame:
     """The named columns of a master with a header, as stripped text; others are left out.
 
-    Raises UserError for a missing column or cell.
+    The column `optional`, if there is one, may have empty cells. Raises UserError for a column
+    that is missing or there twice, and for a missing cell of `columns`.
     """
     rows, _, _ = _read_rows(master)
     header = [cell.lower() for cell in rows[0]]
-    for column in columns:
+    wanted = [*columns, *([optional] if optional in header else [])]
+    for column in wanted:
         if header.count(column) != 1:
             raise UserError(
                 f"{master} needs one column {column} in its header; it has {', '.join(rows[0])}"
@@ -44,8 +48,9 @@ def read_master(master: Path, columns: Sequence[str]) -> pd.DataFrame:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header) or not all(row[position] for position in positions):
             raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
+    positions = [header.index(column) for column in wanted]
     data = [[row[position] for position in positions] for row in rows[1:]]
-    return pd.DataFrame(data, columns=list(columns))
+    return pd.DataFrame(data, columns=wanted)
 
 
 def parse_label_ids(cells: pd.Series, master: Path) -> pd.Series:

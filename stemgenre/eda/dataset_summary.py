@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stemgenre.data import split
+from stemgenre.data.audio_stats import STAT_COLUMNS, AudioStatsCache, compute_audio_stats
 from stemgenre.data.competition import Competition
-from stemgenre.eda.audio_stats import STAT_COLUMNS, AudioStatsCache, compute_audio_stats
-from stemgenre.eda.duplicates import COLUMNS, find_duplicates
+from stemgenre.data.duplicates import COLUMNS, find_duplicates
 from stemgenre.eda.stem_stats import StemStats
 from stemgenre.files import atomic_write
 

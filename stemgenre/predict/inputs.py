@@ -32,7 +32,7 @@ def _find(word):
     """(paths, what is wrong if there are none) of one file, folder or pattern."""
     path = Path(word)
     if path.is_dir():
-        return find_audio(path, skip=None), f"there is no audio below {word}"
+        return find_audio(path), f"there is no audio below {word}"
     if path.is_file():
         return [path], None
     if not glob.has_magic(word):
@@ -40,7 +40,7 @@ def _find(word):
     matches = [Path(match) for match in glob.glob(word, recursive=True)]  # noqa: PTH207 also absolute
     paths = [path for path in matches if path.name.lower().endswith(AUDIO_SUFFIXES)]
     folders = [path for path in matches if path.is_dir()]
-    paths += [path for folder in folders for path in find_audio(folder, skip=None)]
+    paths += [path for folder in folders for path in find_audio(folder)]
     return [path for path in paths if path.is_file()], f"{word} matches no audio file"
 
 

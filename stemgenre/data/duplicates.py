@@ -13,7 +13,7 @@ import torch
 from scipy import fft
 from tqdm import tqdm
 
-from stemgenre.eda.fingerprint import HOP_LENGTH, SAMPLE_RATE, similarity
+from stemgenre.data.fingerprint import HOP_LENGTH, SAMPLE_RATE, similarity
 from stemgenre.prefetch import prefetch_map
 
 MIN_OVERLAP_SECONDS = 5.0  # of a pair; for clips shorter than 10 s, half of the shorter clip
@@ -31,6 +31,7 @@ def find_duplicates(
     fingerprints: Sequence[np.ndarray],
     load_wave: Callable[[int], np.ndarray],
     *,
+    num_queries: int | None = None,
     threads: int = 1,
     candidate_threshold: float = CANDIDATE_THRESHOLD,
     stopped: Callable[[], bool] = lambda: False,
@@ -39,11 +40,13 @@ def find_duplicates(
 
     `fingerprints` are (bands, frames) each, see fingerprint(); `load_wave(position)` gives that
     clip's mono wave at SAMPLE_RATE. `first` and `second` are positions in `fingerprints`, first <
-    second; the second clip begins `offset_seconds` into the first. Ends early once `stopped()`.
+    second; the second clip begins `offset_seconds` into the first. With `num_queries`, only pairs
+    of one of the first so many clips and one of the others. Ends early once `stopped()`.
     """
     candidates = []
-    with tqdm(total=len(fingerprints), desc="comparing fingerprints", unit="clip") as progress:
-        for rows, found in _candidates(fingerprints, candidate_threshold):
+    total = len(fingerprints) if num_queries is None else num_queries
+    with tqdm(total=total, desc="comparing fingerprints", unit="clip") as progress:
+        for rows, found in _candidates(fingerprints, candidate_threshold, num_queries):
             candidates += found
             progress.update(rows)
             if stopped():
@@ -76,7 +79,7 @@ def find_duplicates(
 
 
 def _candidates(
-    fingerprints: Sequence[np.ndarray], threshold: float
+    fingerprints: Sequence[np.ndarray], threshold: float, num_queries: int | None
 ) -> Iterator[tuple[int, list[tuple[int, int, list[float]]]]]:
     """Yields (rows done, [(first, second, offsets in seconds), ...]) until all pairs are done."""
     lengths = np.array([part.shape[1] for part in fingerprints])
@@ -89,18 +92,22 @@ def _candidates(
     size = fft.next_fast_len(2 * int(longest), real=True)
     spectra = torch.fft.rfft(stack, size).permute(2, 0, 1).contiguous()  # (frequencies, N, bands)
     norms = _OverlapNorms(stack, lengths)
-    for start in range(0, len(fingerprints), ROWS):
-        cross = spectra[:, start : start + ROWS] @ spectra[:, start:].conj().transpose(1, 2)
+    stop = len(fingerprints) if num_queries is None else num_queries
+    for start in range(0, stop, ROWS):
+        first_other = start if num_queries is None else num_queries
+        rows, others = spectra[:, start : min(start + ROWS, stop)], spectra[:, first_other:]
+        cross = rows @ others.conj().transpose(1, 2)
         sums = torch.fft.irfft(cross.permute(1, 2, 0).contiguous(), size)  # (rows, others, lags)
         sums = torch.cat([sums[..., 1 - longest :], sums[..., :longest]], dim=-1)
         found = []
-        for row, products in enumerate(sums):
-            correlation = norms.normalise(products[row + 1 :], start + row)
+        for number, products in enumerate(sums, start):
+            begin = max(first_other, number + 1)
+            correlation = norms.normalise(products[begin - first_other :], number)
             best = correlation.amax(1) if len(correlation) else torch.empty(0)
             for other in (best > threshold).nonzero().flatten().tolist():
                 lags = norms.lags[_peaks(correlation[other], threshold)]
                 offsets = (lags * HOP_LENGTH / SAMPLE_RATE).tolist()
-                found.append((start + row, start + row + 1 + other, offsets))
+                found.append((number, begin + other, offsets))
         yield len(sums), found
 
 

@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,15 @@ import pyloudnorm
 from tqdm import tqdm
 
 from stemgenre.data import audio
+from stemgenre.data.fingerprint import SAMPLE_RATE, fingerprint
 from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes
-from stemgenre.eda.fingerprint import SAMPLE_RATE, fingerprint
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
 from stemgenre.prefetch import prefetch_map
+from stemgenre.settings import Settings
 
 FORMAT = 2  # to be raised whenever the same file would give another entry
+MIN_COMPARED_SECONDS = 36.0  # of a clip that is longer, whatever the images show of it
 SILENCE_DB = -60.0  # dBFS; a frame whose RMS is below it is silent
 FRAME_SECONDS = 0.05  # of such a frame
 CLIPPING_THRESHOLD = 0.999  # of full scale; three samples in a row beyond it are clipped
@@ -54,6 +56,13 @@ class AudioStatsCache:
         self.folder = Path(folder)
         self.seconds = seconds
         self._hashes = SourceHashes(self.folder / HASHES_FILE)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The cache below EDA_DIR; it compares as much of a clip as one image can show, or more."""
+        fastest = max(1.0, *settings.augment.time_stretch_rates)
+        seconds = max(MIN_COMPARED_SECONDS, settings.features.clip_seconds * fastest)
+        return cls(Path(settings.paths.eda_dir) / "audio_stats", seconds=seconds)
 
     def path(self, clip: str) -> Path:
         """The path of a clip's entry."""

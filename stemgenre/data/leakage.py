@@ -1,0 +1,67 @@
+"""Recordings that are in train and in test, which a run names at its start."""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from stemgenre.data.competition import Competition
+from stemgenre.data.split import read_groups
+from stemgenre.errors import ClipError, UserError
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_leakage(
+    competition: Competition, *, groups_file: Path, hash_source: Callable[[Path], str]
+) -> None:
+    """Warns, once, of test clips that contain the same recording as a training clip.
+
+    These are the same file, by `hash_source`, or one group in eda.py's `groups_file` if it is of
+    this competition; nothing is decoded.
+    """
+    shared = _same_files(competition, hash_source) | _same_groups(competition, groups_file)
+    if shared:
+        test, train = min(shared.items())
+        log.warning(
+            "%d of %d test clips contain the same recording as a training clip, for example %s and "
+            "%s (leakage): the test accuracy is too optimistic",
+            len(shared),
+            len(competition.test),
+            test,
+            train,
+        )
+
+
+def _same_files(competition, hash_source):
+    """{test file name: training file name} of clips with the same content."""
+    names = {}  # of training clips, by content
+    for row in competition.train.itertuples():
+        with contextlib.suppress(ClipError):  # it is gone: separating it will say so
+            names.setdefault(hash_source(row.path), row.file_name)
+    shared = {}
+    for row in competition.test.itertuples():
+        with contextlib.suppress(ClipError):
+            if (name := names.get(hash_source(row.path))) is not None:
+                shared[row.file_name] = name
+    return shared
+
+
+def _same_groups(competition, groups_file):
+    """{test file name: training file name} of clips in one group of eda.py's table."""
+    try:
+        groups = read_groups(groups_file)
+    except UserError:  # SPLIT_BY_GROUP, which needs the table, says what is wrong with it
+        return {}
+    keys = ["split", "clip", "file_name"]
+    clips = pd.concat(
+        [competition.train.assign(split="train"), competition.test.assign(split="test")]
+    )
+    of_this_competition = set(clips[keys].itertuples(index=False, name=None))
+    if set(groups[keys].itertuples(index=False, name=None)) != of_this_competition:
+        return {}
+    names = groups[groups["split"] == "train"].groupby("group")["file_name"].first()
+    test = groups[(groups["split"] == "test") & groups["group"].isin(names.index)]
+    return dict(zip(test["file_name"], names[test["group"]], strict=True))
