@@ -14,9 +14,21 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stemgenre.cli import parse_settings
 from stemgenre.data.competition import load_competition
-from stemgenre.demo.demo import MANIFEST_NAME, sample_clips, write_demo
-from stemgenre.demo.synth import GENRES, render
+from stemgenre.data.source_hashes import HASHES_FILE
+from stemgenre.demo import demo as demo_module
+from stemgenre.demo.demo import (
+    HARD_TEST,
+    HARD_TRAIN,
+    MANIFEST_NAME,
+    make_hard_demo,
+    sample_clips,
+    write_demo,
+)
+from stemgenre.demo.styles import STYLES
+from stemgenre.demo.synth import GENRES, generate_score, render
+from stemgenre.demo.variation import Variation
 from stemgenre.errors import UserError
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import STEMS
@@ -33,8 +45,8 @@ def make_demo(folder, **changes):
 
 
 def snapshot(folder):
-    """{relative path: (bytes, time of modification)} of all files."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """{relative path: (bytes, time of modification)} of all files but the cache's hashes."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != HASHES_FILE)
     return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
@@ -49,12 +61,20 @@ def demo(tmp_path_factory):
     return make_demo(tmp_path_factory.mktemp("demo"))
 
 
+def render_clips(per_genre, **options):
+    """Label ids and stems (4, samples) of clips of 4 s."""
+    sampled = sample_clips("train", per_genre, seconds=4.0, seed=[1, 0])
+    stems = [
+        render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=SR, **options)
+        for clip in sampled
+    ]
+    return np.array([clip.label_id for clip in sampled]), stems
+
+
 @pytest.fixture(scope="module")
 def clips():
     """Label ids and stems (4, samples) of seven clips per genre."""
-    sampled = sample_clips("train", 7, seconds=4.0, seed=[1, 0])
-    stems = [render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=SR) for clip in sampled]
-    return np.array([clip.label_id for clip in sampled]), stems
+    return render_clips(7)
 
 
 def log_mel_statistics(stems):
@@ -106,6 +126,17 @@ def test_genres_can_be_classified(clips):
     assert cross_val_score(forest, features, labels, cv=3).mean() > 0.9
 
 
+def test_genres_of_the_hard_demo_are_learnt_less_well_but_can_be():
+    """Of which the last test finds more than 0.9 with ordinary clips."""
+    labels, features = [], []
+    for variation, per_genre in ((HARD_TRAIN, 3), (HARD_TEST, 3)):
+        found, stems = render_clips(per_genre, variation=variation)
+        labels.append(found)
+        features.append(np.array([log_mel_statistics(clip) for clip in stems]))
+    forest = RandomForestClassifier(100, random_state=0).fit(features[0], labels[0])
+    assert 0.3 < forest.score(features[1], labels[1]) < 0.8
+
+
 def test_loudness_and_length_do_not_leak_the_genre(clips):
     labels, stems = clips
     mixes = [clip.sum(axis=0) for clip in stems]
@@ -151,6 +182,20 @@ def test_a_faster_tempo_keeps_the_score_and_the_pitch(genre):
             assert np.abs(difference).mean() < 0.02
             difference = frame_levels(stem, 0.05, SR)[:78] - frame_levels(faster, 0.04, SR)[:78]
             assert np.abs(difference).mean() < 2.5
+
+
+def test_a_variation_limits_keys_tempi_and_instruments():
+    rng = np.random.default_rng(0)
+    for key in (0, 6):
+        limits = Variation(keys=(key, key + 1), tempi=(0.5, 0.5), instruments=(-1, None))
+        notes = generate_score(STYLES["country"], seconds=8, rng=rng, variation=limits)
+        bass = [note for note in notes if note.stem == "bass"]
+        tones = {round(12 * np.log2(note.hz / 440) + 9) % 12 for note in bass}
+        roots = {(tone + key) % 12 for tone in (0, 2, 4, 5, 7, 9, 11)}  # and approach notes
+        assert len(tones & roots) >= 0.6 * len(tones)
+        kicks = sorted({round(n.start_s, 2) for n in notes if n.stem == "drums" and n.hz})
+        steps = np.diff(kicks) / (240 / 121 / 16)  # sixteenths at the middle of 92 to 150 bpm
+        assert np.abs(steps - steps.round()).max() < 0.25
 
 
 def test_an_unknown_genre_or_too_fast_a_tempo_is_refused():
@@ -309,3 +354,28 @@ def test_stems_of_a_real_competition_in_a_shared_cache_are_not_replaced(tmp_path
     real.path("train_0").write_bytes(b"damaged")
     write_demo(tmp_path / "demo", **small, cache=cache)
     assert cache.read("train_0").any()
+
+
+def test_the_hard_demo_has_few_training_clips_and_imperfect_stems(tmp_path):
+    small = {"seconds": 0.5, "train_per_genre": 1, "test_per_genre": 1}
+    folder, cache = make_demo(tmp_path / "a", **small, variations=(HARD_TRAIN, HARD_TEST))
+    for path in folder.rglob("*.au"):
+        stems, (mix, _) = cache.read(path.stem).astype(float), soundfile.read(path)
+        np.testing.assert_allclose(stems.sum(axis=0), mix, atol=1e-3)
+        assert (np.abs(stems).max(axis=1) > 1e-3).all(), "every stem has a part of the others"
+    again, _ = make_demo(tmp_path / "b", **small, variations=(HARD_TRAIN, HARD_TEST))
+    names = [path.relative_to(folder) for path in folder.rglob("*.au")]
+    assert filecmp.cmpfiles(folder, again, names, shallow=False)[0] == names
+    ordinary, _ = make_demo(tmp_path / "b", **small)  # in its place
+    assert filecmp.cmpfiles(folder, ordinary, names, shallow=False)[1] == names
+
+
+def test_train_py_finds_the_hard_demo_and_its_stems(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "HARD_TRAIN_PER_GENRE", 1)
+    monkeypatch.setattr(demo_module, "HARD_TEST_PER_GENRE", 0)
+    make_hard_demo(tmp_path)
+    settings = parse_settings([f"DATA_DIR={tmp_path}"], demo=True)
+    cache = StemCache(settings.cache_folder, model="synthesised", sample_rate=settings.features.sr)
+    train = load_competition(tmp_path, num_classes=10, cache_dir=cache.folder).train
+    assert len(train) == 10
+    assert all(cache.is_current(row.clip, row.path) for row in train.itertuples())

@@ -2,6 +2,12 @@
 
 Its files look like the real ones (see data/README.md). Unlike a real competition it comes with the
 true stems, written to the stem cache, and with the labels of the test clips.
+
+The hard demo has few training clips, and test clips in other keys, tempi and instruments; its
+stems leak into each other as separated ones do. It is a second ruler, as benchmarks/score.py needs.
+
+python -m stemgenre.demo.demo --hard FOLDER
+python train.py recipes/demo.py DATA_DIR=FOLDER OUTPUT_DIR=runs/hard EPOCHS=60 PATIENCE=60
 """
 
 import contextlib
@@ -18,9 +24,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from stemgenre import cli
 from stemgenre.data.find_files import find_audio
 from stemgenre.demo.styles import GENRES
 from stemgenre.demo.synth import render
+from stemgenre.demo.variation import PLAIN, Variation
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write, sha256
 from stemgenre.runtime import Runtime
@@ -29,6 +37,19 @@ from stemgenre.settings import FeatureSettings
 
 SEED = 0  # of the clips of train.py --demo
 TRAIN_PER_GENRE, TEST_PER_GENRE = 32, 4  # clips
+HARD_TRAIN_PER_GENRE, HARD_TEST_PER_GENRE = 8, 30  # clips of the hard demo
+HARD_TRAIN = Variation(
+    keys=(0, 6), tempi=(0.0, 0.6), instruments=(0, 1), stem_gain_db=3, bleed=0.15, noise_db=40
+)
+HARD_TEST = Variation(
+    keys=(6, 12),
+    tempi=(0.5, 1.1),
+    instruments=(-1, None),
+    instrument_std=0.3,
+    stem_gain_db=6,
+    bleed=0.2,
+    noise_db=30,
+)
 
 FORMAT_VERSION = 1  # to be raised whenever the same parameters would give other files
 MANIFEST_NAME = "demo.json"  # the parameters of the demo, and whether it was written to the end
@@ -47,6 +68,7 @@ class DemoClip:
     seed: int
     seconds: float
     path: Path
+    variation: Variation = PLAIN
 
     @property
     def label_id(self) -> int:
@@ -76,6 +98,25 @@ def ensure_demo(
         raise runtime.interrupted()
 
 
+def make_hard_demo(folder: Path | str, *, seed: int = SEED) -> None:
+    """Writes the hard demo to `folder` as recipes/demo.py needs it, unless it is complete.
+
+    Its stems are in the cache that train.py finds there. Raises UserError as write_demo does.
+    """
+    settings = cli.parse_settings([f"DATA_DIR={folder}"], demo=True)
+    features, model = settings.features, settings.separation.separation_model
+    write_demo(
+        folder,
+        seed=seed,
+        train_per_genre=HARD_TRAIN_PER_GENRE,
+        test_per_genre=HARD_TEST_PER_GENRE,
+        seconds=features.clip_seconds,
+        sr=features.sr,
+        cache=StemCache(settings.cache_folder, model=model, sample_rate=features.sr),
+        variations=(HARD_TRAIN, HARD_TEST),
+    )
+
+
 def write_demo(
     data_dir: Path | str,
     *,
@@ -85,14 +126,15 @@ def write_demo(
     seconds: float,
     sr: int,
     cache: StemCache,
+    variations: tuple[Variation, Variation] = (PLAIN, PLAIN),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Writes a competition to the folder `data_dir` and its true stems to `cache`.
 
-    Clips are about `seconds` long, at `sr` Hz. The same parameters give the same bytes. A complete
-    demo is left as it is; an incomplete one, or one with other parameters, is written again from
-    scratch. Returns early once `should_stop()`. Raises UserError if the folder holds data, or the
-    cache stems, that the demo did not write.
+    Clips are about `seconds` long, at `sr` Hz; `variations` are those of train and of test. The
+    same parameters give the same bytes. A complete demo is left as it is; an incomplete one, or one
+    with other parameters, is written again from scratch. Returns early once `should_stop()`. Raises
+    UserError if the folder holds data, or the cache stems, that the demo did not write.
     """
     data_dir = Path(data_dir)
     manifest = {
@@ -103,8 +145,14 @@ def write_demo(
         "seconds": seconds,
         "sr": sr,
     }
-    train = sample_clips("train", train_per_genre, seconds=seconds, seed=[seed, 0])
-    test = sample_clips("test", test_per_genre, seconds=seconds, seed=[seed, 1])
+    if variations != (PLAIN, PLAIN):
+        manifest["variations"] = repr(variations)
+    train, test = (
+        sample_clips(split, per_genre, seconds=seconds, seed=[seed, number], variation=variation)
+        for number, (split, per_genre, variation) in enumerate(
+            zip(("train", "test"), (train_per_genre, test_per_genre), variations, strict=True)
+        )
+    )
     tables = _tables(train, test)
     if is_complete(data_dir, manifest, tables, [*train, *test], cache):
         return
@@ -120,7 +168,14 @@ def write_demo(
     _write_manifest(data_dir, manifest, complete=True)
 
 
-def sample_clips(split: str, per_genre: int, *, seconds: float, seed: list[int]) -> list[DemoClip]:
+def sample_clips(
+    split: str,
+    per_genre: int,
+    *,
+    seconds: float,
+    seed: list[int],
+    variation: Variation = PLAIN,
+) -> list[DemoClip]:
     """The clips of one split ("train" or "test"), in an order without information on genres."""
     rng = np.random.default_rng(seed)
     genres = rng.permutation(np.repeat(GENRES, per_genre))
@@ -134,6 +189,7 @@ def sample_clips(split: str, per_genre: int, *, seconds: float, seed: list[int])
                 seed=int(rng.integers(2**31)),
                 seconds=seconds * rng.uniform(1 - LENGTH_VARIATION, 1 + LENGTH_VARIATION),
                 path=Path(folder, folder, f"{split}_{index}.au"),
+                variation=variation,
             )
         )
     return clips
@@ -168,7 +224,7 @@ def clear_old_demo(data_dir: Path) -> None:
     folders = sorted(path for path in data_dir.glob("*_sound_*") if path.is_dir())
     stems = {Path(name).stem for name in MASTERS}
     found = [path for path in data_dir.glob("*.[ct]sv") if path.stem in stems]
-    found += [path for folder in folders for path in find_audio(folder, skip=None)]
+    found += [path for folder in folders for path in find_audio(folder)]
     written = _read_hashes(data_dir)
     for path in sorted(found):
         if (_hash(path), path.relative_to(data_dir).as_posix()) not in written:
@@ -230,7 +286,9 @@ def _write_file(data_dir: Path, name: Path | str, content: bytes) -> None:
 
 def _write_clip(data_dir: Path, clip: DemoClip, *, sr: int, cache: StemCache) -> None:
     """Writes the mix as 16-bit .au and the stems to the cache."""
-    stems = render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr)  # (4, T) float32
+    stems = render(  # (4, T) float32
+        clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr, variation=clip.variation
+    )
     mix = io.BytesIO()  # soundfile does not report a failed write, for example on a full disk
     soundfile.write(mix, stems.sum(axis=0), sr, format="AU", subtype="PCM_16")
     _write_file(data_dir, clip.path, mix.getvalue())
@@ -258,3 +316,15 @@ def _write_manifest(data_dir: Path, manifest: dict[str, Any], *, complete: bool)
     """Writes demo.json; "whole", its key for complete, is that of all existing demos."""
     with atomic_write(data_dir / MANIFEST_NAME, "w") as file:
         json.dump(manifest | {"whole": complete}, file, indent=2)
+
+
+def main() -> None:
+    parser = cli.parser("Writes the hard demo; see the docstring of stemgenre/demo/demo.py.")
+    parser.add_argument("--hard", metavar="FOLDER", required=True, help="where it is written")
+    folder = parser.parse_args().hard
+    make_hard_demo(folder)
+    cli.log.info("the hard demo is in %s", folder)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

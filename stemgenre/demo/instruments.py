@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-INSTRUMENT_STD = 0.12  # of the logarithm of the factors in randomize_instrument
+INSTRUMENT_STD = 0.12  # of the logarithm of the factors in randomize_instrument, usually
 VARIED_FIELDS = ("pitch_hz", "cutoff_hz", "cutoff_decay_s", "attack_s", "decay_s", "pitch_env",
                  "vibrato", "vibrato_hz", "noise", "noise_band_hz", "noise_decay_s")  # fmt: skip
 
@@ -147,9 +147,11 @@ INSTRUMENTS = {
 # fmt: on
 
 
-def randomize_instrument(instrument: Instrument, rng: np.random.Generator) -> Instrument:
+def randomize_instrument(
+    instrument: Instrument, rng: np.random.Generator, *, std: float = INSTRUMENT_STD
+) -> Instrument:
     """The instrument with its VARIED_FIELDS scaled by log-normal factors."""
-    factors = np.exp(rng.normal(0, INSTRUMENT_STD, size=len(VARIED_FIELDS)))
+    factors = np.exp(rng.normal(0, std, size=len(VARIED_FIELDS)))
     varied = {}
     for name, factor in zip(VARIED_FIELDS, factors, strict=True):
         value = getattr(instrument, name)

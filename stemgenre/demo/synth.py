@@ -18,6 +18,7 @@ from scipy import fft
 
 from stemgenre.demo.instruments import INSTRUMENTS, Instrument, randomize_instrument
 from stemgenre.demo.styles import GENRES, STYLES, Part, Style
+from stemgenre.demo.variation import PLAIN, Variation, degrade
 from stemgenre.settings import STEMS
 
 MAX_RATE = 1.25  # the score is long enough for this tempo
@@ -57,10 +58,11 @@ class Note:
 class Player:
     """A Part in one clip: its sampled instrument and patterns, and where its melody is."""
 
-    def __init__(self, part: Part, rng: Generator):
+    def __init__(self, part: Part, rng: Generator, variation: Variation):
         self.part = part
-        instrument = INSTRUMENTS[rng.choice(part.instruments.split())]
-        self.instrument = randomize_instrument(instrument, rng)
+        names = part.instruments.split()[slice(*variation.instruments)]
+        instrument = INSTRUMENTS[rng.choice(names)]
+        self.instrument = randomize_instrument(instrument, rng, std=variation.instrument_std)
         self.patterns = rng.permutation(part.patterns.split())[:2]
         self.level = part.level * rng.uniform(0.8, 1.25)
         self.melody_pitch = part.register + part.melody_range / 2
@@ -115,20 +117,28 @@ def add_fill(drum_pattern: dict[str, str], drums: list[str], rng: Generator) -> 
     return drum_pattern | {drum: starts[drum] + fills[drum] for drum in drums}
 
 
-def generate_score(style: Style, *, seconds: float, rng: Generator) -> list[Note]:
+def generate_score(
+    style: Style, *, seconds: float, rng: Generator, variation: Variation = PLAIN
+) -> list[Note]:
     """The notes of a clip of `seconds` that begins anywhere in a song of the style.
 
     Bars are sampled one after the other, so a longer score begins like a shorter one.
     """
-    bar_s = 240 / rng.uniform(*style.bpm)
-    key = rng.integers(12)
+    slowest, fastest = style.bpm
+    bar_s = 240 / rng.uniform(*(slowest + part * (fastest - slowest) for part in variation.tempi))
+    key = rng.integers(*variation.keys)
     scale = [(tone + key) % 12 for tone in style.scale]
     a4_hz = 440 * 2 ** rng.uniform(-0.02, 0.02)
     chords = [parse_chord(name, key) for name in rng.choice(style.progressions).split()]
-    players = [Player(part, rng) for part in style.parts if rng.random() < part.probability]
+    players = [
+        Player(part, rng, variation) for part in style.parts if rng.random() < part.probability
+    ]
     drum_pattern = style.drum_patterns[rng.integers(len(style.drum_patterns))]
     fill = style.fill.split()
-    drums = {name: randomize_instrument(INSTRUMENTS[name], rng) for name in [*drum_pattern, *fill]}
+    drums = {
+        name: randomize_instrument(INSTRUMENTS[name], rng, std=variation.instrument_std)
+        for name in [*drum_pattern, *fill]
+    }
     first_bar = rng.integers(len(chords))
     bar_start_s = -rng.uniform(0, bar_s)
     notes = []
@@ -331,12 +341,13 @@ def render(
     sr: int = 22050,
     semitones: float = 0.0,
     rate: float = 1.0,
+    variation: Variation = PLAIN,
 ) -> np.ndarray:
     """The stems of a clip: float32 (4, round(seconds * sr)), in the order of STEMS.
 
-    (genre, seed) identify the clip. Every frequency is scaled by 2 ** (semitones / 12), and the
-    score is played at `rate` times its tempo. The gain is that of the clip at semitones 0 and
-    rate 1, so that its renderings can be compared in level. Raises ValueError for an unknown
+    (genre, seed, variation) identify the clip. Every frequency is scaled by 2 ** (semitones / 12),
+    and the score is played at `rate` times its tempo. The gain is that of the clip at semitones 0
+    and rate 1, so that its renderings can be compared in level. Raises ValueError for an unknown
     genre, or a rate above MAX_RATE.
     """
     if genre not in STYLES:
@@ -345,14 +356,15 @@ def render(
         raise ValueError(f"rate {rate} is outside 0 to {MAX_RATE}")
     rng = np.random.default_rng([seed, GENRES.index(genre)])
     loudness = LOUDNESS_RMS * 10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20)
-    notes = generate_score(STYLES[genre], seconds=seconds * MAX_RATE, rng=rng)
+    notes = generate_score(STYLES[genre], seconds=seconds * MAX_RATE, rng=rng, variation=variation)
     samples = round(seconds * sr)
     original = TimePitch(sr, 1.0, 1.0)
     time_pitch = TimePitch(sr, rate, 2 ** (semitones / 12))
-    stems = render_stems(notes, time_pitch, samples=samples, seed=seed)
+    stems = degrade(render_stems(notes, time_pitch, samples=samples, seed=seed), variation, seed)
     reference = stems
     if time_pitch != original:
         reference = render_stems(notes, original, samples=samples, seed=seed)
+        reference = degrade(reference, variation, seed)
     mix = reference.sum(axis=0)
     gain = min(loudness / np.sqrt(np.mean(mix**2)), PEAK_LIMIT / np.abs(mix).max())
     return stems * np.float32(gain)
