@@ -1,15 +1,15 @@
 """What each lever does to the score: cross-validated runs, compared clip by clip.
 
-    python benchmarks/score.py --data data/groove --folds 5 --seeds 2 --base "CHANNELS=mix EPOCHS=30"
-    python benchmarks/score.py --data data/groove MIXUP_ALPHA=0.4 "CLIP_SECONDS=4 IMG_SIZE=(128,172)"
+    python benchmarks/score.py --data data/groove --folds 5 --seeds 2 --base "CHANNELS=mix"
+    python benchmarks/score.py --data data/groove MIXUP_ALPHA=0.4 "CLIP_SECONDS=4 TTA=4"
 
-Runs train.py with config.py's settings (plain), then with each lever (one argument of one or several
-KEY=VALUE; without any, those of LEVERS), then with recipes/strong.py, all on the same folds and with
-the settings of --base. Accuracies are out-of-fold. A difference is the mean over clips of (correct
-with the lever) - (correct in plain); its standard error is that of this mean, over groups of clips
-where train_master has a column `group`. The cost is the seconds per epoch, as a multiple of plain's.
-A run that is finished is not repeated, one that was stopped is resumed: it takes hours. The last
-line is one JSON object.
+Runs train.py with config.py's settings (plain), then with each lever (one argument of one or
+several KEY=VALUE; without any, those of LEVERS), then with recipes/strong.py, all on the same folds
+and with the settings of --base. Accuracies are out-of-fold. A difference is the mean over clips of
+(correct with the lever) - (correct in plain); its standard error is that of this mean, over groups
+of clips where train_master has a column `group`. The cost is the seconds per epoch, as a multiple
+of plain's. A run that is finished is not repeated, one that was stopped is resumed: it takes hours.
+The last line is one JSON object.
 """
 
 import argparse
