@@ -60,7 +60,8 @@ def main() -> None:
     words, files = cli.split_words([*args.files, *(w for w in args.model or () if w not in models)])
     settings = cli.parse_settings(words)
     given = settings_given(words)
-    check_outputs(args.csv, args.json, args.out if args.timeline else None, args.stems)
+    pictures = args.out if args.timeline else None
+    check_outputs(args.csv, args.json, pictures=pictures, stems=args.stems)
     paths, failures = find_inputs(files)
     for failure in failures:
         log.error("%s", failure["reason"])

@@ -535,6 +535,9 @@ def test_what_stops_all_files_is_one_line_with_the_way_out(
         (["b.wav", "--csv", "x.csv", "--json", "x.csv"], "--csv and --json are the same file"),
         (["b.wav", "--csv", "new", "--json", "./y/../new"], "--csv and --json are the same file"),
         (["b.wav", "--csv", "."], ". cannot be written"),
+        (["b.wav", "--csv", "timeline/b.png", "--timeline"], "timeline/b.png is where this run"),
+        (["b.wav", "--json", "y/../t/b.png", "--timeline", "--out", "t"], "b.png is where this"),
+        (["b.wav", "--csv", "kept/b.npz", "--stems", "kept"], "kept/b.npz is where this run may"),
     ],
 )
 def test_an_output_never_overwrites_another_file(

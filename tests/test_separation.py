@@ -24,6 +24,7 @@ from stemgenre.data.audio import decode
 from stemgenre.demo.synth import render
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.runtime import start_runtime
+from stemgenre.separation import cache as cache_module
 from stemgenre.separation.cache import STEMS, StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import (
@@ -247,7 +248,7 @@ def test_bad_clips_are_all_named_and_the_good_ones_stay_cached(separate, tmp_pat
     assert "silent.wav" in str(error.value)
     assert "2 clips" in str(error.value)
     assert separate.cache.read("good").shape == separate.cache.read("fine").shape
-    assert {path.name for path in separate.cache.folder.iterdir()} == {"good.npz", "fine.npz"}
+    assert {path.name for path in separate.cache.folder.glob("*.npz")} == {"good.npz", "fine.npz"}
 
 
 def test_a_second_run_does_only_what_is_missing(separate, tmp_path):
@@ -281,6 +282,34 @@ def test_a_long_clip_and_its_precision_are_cached(separate, tmp_path):
         assert meta["precision"] == "float32"
 
 
+@pytest.mark.parametrize("place", ["StemCache.write", "StemSpool.add"])
+def test_without_memory_to_store_a_clips_stems_that_clip_is_named(
+    separate, tmp_path, monkeypatch, place
+):
+    waves = {name: noise(16, 1, seed=n)[0].numpy() for n, name in enumerate("abc")}
+    clips = clips_in(tmp_path, **waves)  # of two chunks each
+    owner, method = place.split(".")
+    owner, calls = getattr(cache_module, owner), []
+    function = getattr(owner, method)
+
+    def failing(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, method, failing)
+    with pytest.raises(UserError, match=r"1 clips could not") as error:
+        separate(clips)
+    named = [
+        name for name in waves if f"{name}.wav cannot be stored: not enough" in str(error.value)
+    ]
+    assert len(named) == 1
+    assert {path.stem for path in separate.cache.folder.glob("*.npz")} == set(waves) - set(named)
+    separate(clips)
+    assert separate.cache.read(named[0]).shape == (4, 16 * 22050)
+
+
 def test_stopping_keeps_what_is_separated(separate, tmp_path, monkeypatch):
     clips = clips_in(tmp_path, **{f"c{n}": noise(1, 1, seed=n)[0].numpy() for n in range(6)})
     write, signalled = StemCache.write, []
@@ -295,10 +324,10 @@ def test_stopping_keeps_what_is_separated(separate, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         separate(clips)
     monkeypatch.undo()
-    done = {path.stem for path in separate.cache.folder.iterdir()}
+    done = {path.stem for path in separate.cache.folder.glob("*.npz")}
     assert 1 <= len(done) < 6
     separate(clips)
-    assert len(list(separate.cache.folder.iterdir())) == 6
+    assert len(list(separate.cache.folder.glob("*.npz"))) == 6
 
 
 def test_older_th_files_load_with_their_checksum(tmp_path, tiny_model):

@@ -101,14 +101,23 @@ def test_what_the_allocator_still_holds_counts_as_free_gpu_memory(cache, monkeyp
     assert loader.read("train_1") is loader.read("train_1"), "it stays on the GPU"
 
 
-def test_stems_that_do_not_fit_beside_a_step_are_moved_in_their_own(cache, monkeypatch):
-    def full(stems, device):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_stems_that_do_not_fit_the_gpu_stay_on_the_cpu_and_none_are_kept(cache, monkeypatch):
+    free = [400 * 8]  # bytes
 
-    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", full)
-    loader = StemLoader(cache, threads=2, **ON_CPU)
-    ((_, stems),) = loader.batches(table(0, 0), [np.arange(2)], section=whole)
-    assert [s.shape[1] for s in stems] == [50, 51]
+    def to_device(stems, device):
+        free[0] -= stems.nbytes
+        if free[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stems.clone()
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    monkeypatch.setattr("stemgenre.training.stem_loader.to_device", to_device)
+    on_gpu = {"device": torch.device("cuda"), "device_cache": 0.4}
+    loader = StemLoader(cache, threads=2, **on_gpu)
+    batches = [np.arange(10), np.arange(10)]
+    for positions, stems in loader.batches(table(*[0] * 10), batches, section=whole):
+        assert [s.shape[1] for s in stems] == [50 + i for i in positions]
+    assert not loader.drop_gpu_cache(), "what was kept has been given back"
 
 
 def test_a_damaged_entry_is_named(cache):

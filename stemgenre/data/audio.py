@@ -4,7 +4,6 @@ A file of any length is read block by block; reading a whole file is joining its
 """
 
 import math
-import mmap
 import os
 import shutil
 import struct
@@ -192,7 +191,7 @@ def _check_size(path):
         there = file.seek(0, os.SEEK_END)
         file.seek(0)
         if file.read(4) == b"OggS":
-            if not _has_all_pages(file):
+            if not _has_all_pages(file, there):
                 raise UserError(f"{path} is truncated or damaged: it has not all of its pages")
             return
         file.seek(0)
@@ -253,15 +252,18 @@ def _w64_size(file):
     return 0
 
 
-def _has_all_pages(file):
+def _has_all_pages(file, size):
     """Whether the pages of an open .ogg follow each other to one that ends the sound (RFC 3533)."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        end, is_last = 0, False
-        while (header := pages[end : end + 27])[:4] == b"OggS" and len(header) == 27:
-            segments = pages[end + 27 : end + 27 + header[26]]
-            end += 27 + header[26] + sum(segments)
-            is_last = header[5] & 4 and len(segments) == header[26] and end <= len(pages)
-        return bool(is_last) and pages.find(b"OggS", end) < 0  # what taggers append is no page
+    end, is_last = 0, False
+    while True:
+        file.seek(end)
+        header = file.read(27)
+        if header[:4] != b"OggS" or len(header) < 27:
+            break
+        segments = file.read(header[26])
+        end += 27 + header[26] + sum(segments)
+        is_last = header[5] & 4 and len(segments) == header[26] and end <= size
+    return bool(is_last) and b"OggS" not in header + file.read()  # what taggers append is no page
 
 
 def _read_with_libsndfile(path, file):

@@ -19,8 +19,10 @@ TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # names that are not
 COLUMNS = ("file", "genre", "label_id", "confidence")  # of the table, before the genres
 
 
-def check_outputs(csv_path: Path | None, json_path: Path | None, *folders: Path | None) -> None:
-    """Creates the folders that are written to.
+def check_outputs(
+    csv_path: Path | None, json_path: Path | None, *, pictures: Path | None, stems: Path | None
+) -> None:
+    """Creates the folders that are written to; `pictures` and `stems` are folders.
 
     Raises UserError if that fails, or if a table would replace a file that is not such a table.
     """
@@ -34,8 +36,15 @@ def check_outputs(csv_path: Path | None, json_path: Path | None, *folders: Path 
             raise UserError(
                 f"{path} exists and is no table of predict.py's; name another file or remove it"
             )
-    for folder in filter(None, folders):
+        for folder, suffix in ((pictures, ".png"), (stems, ".npz")):
+            if folder and path.suffix.lower() == suffix and _is_in(path, folder):
+                raise UserError(f"{path} is where this run may write a {suffix}; name another file")
+    for folder in filter(None, (pictures, stems)):
         _check_folder(folder, folder)
+
+
+def _is_in(path, folder):
+    return os.path.realpath(path.parent) == os.path.realpath(folder)
 
 
 def _check_folder(folder, path):

@@ -205,25 +205,39 @@ class EntryWriter:
         self.source_sha256 = source_sha256
         self.block: torch.Tensor | None = None
         self.spool: StemSpool | None = None
+        self.is_out_of_memory = False
 
     def add(self, stems: torch.Tensor) -> None:
         """Takes in stems (4, samples) float16. Raises UserError if the disk is full."""
-        if self.block is None:
-            self.block = stems.cpu()
-            return
-        if self.spool is None:
-            self.spool = StemSpool(self.cache)
-            self.spool.add(self.block)
-        self.spool.add(stems.cpu())
+        try:
+            if self.block is None:
+                self.block = stems.cpu()
+                return
+            if self.spool is None:
+                self.spool = StemSpool(self.cache)
+                self.spool.add(self.block)
+            self.spool.add(stems.cpu())
+        except MemoryError:
+            self.is_out_of_memory = True  # which finish() says
 
     def finish(self, precision: str) -> None:
-        """Writes the entry. Raises ClipError and UserError as StemCache.write does."""
+        """Writes the entry.
+
+        Raises ClipError and UserError as StemCache.write does, ClipError if memory runs out.
+        """
         with contextlib.closing(self):
             made_by = {"precision": precision, "source_sha256": self.source_sha256}
-            if self.spool:
-                self.spool.store(self.clip, self.source, **made_by)
-            else:
-                self.cache.write(self.clip, self.block.numpy(), self.source, **made_by)
+            try:
+                if self.is_out_of_memory:
+                    raise MemoryError
+                if self.spool:
+                    self.spool.store(self.clip, self.source, **made_by)
+                else:
+                    self.cache.write(self.clip, self.block.numpy(), self.source, **made_by)
+            except MemoryError:
+                raise ClipError(
+                    f"the stems of {self.source} cannot be stored: not enough memory"
+                ) from None
 
     def close(self) -> None:
         """Frees the disk space of stems that were collected."""

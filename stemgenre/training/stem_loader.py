@@ -165,13 +165,15 @@ class StemLoader:
                     yield i, self._to_device(window)
 
     def _to_device(self, stems):
-        """The stems on the device; as they are if they do not fit while another thread computes.
+        """The stems on the device; as they are while they do not fit its memory.
 
-        The front end moves them then, where memory that runs out is dealt with.
+        The front end moves them then, where memory that runs out is dealt with; and from then on
+        none are kept on the GPU.
         """
         try:
             return to_device(stems, self.device)
         except torch.OutOfMemoryError:
+            self.drop_gpu_cache()
             return stems
 
     def _is_short(self, clip):
