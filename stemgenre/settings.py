@@ -412,18 +412,15 @@ def _quoted(value):
 
 
 def check_backbone(name: str) -> None:
-    """Raises UserError unless there is a network `name`, or it is for timm to say.
+    """Raises UserError, with near names, unless BACKBONE=`name` exists or is for timm to say.
 
-    Not in ModelSettings, as a saved model's is checked, too.
+    ModelSettings takes any text: a saved model's name is checked by this alone.
     """
     if name in BACKBONES or name.startswith("timm/"):
         return
     near = difflib.get_close_matches(name.lower(), BACKBONES, n=3, cutoff=0.75)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else (f"use one of {', '.join(BACKBONES)}, or timm/NAME for one of timm's")
-    )
+    hint = f"use one of {', '.join(BACKBONES)}, or timm/NAME for one of timm's"
+    hint = f"did you mean {' or '.join(near)}?" if near else hint
     raise UserError(f"BACKBONE={name[:100]!r} is unknown or not a sequence of stages; {hint}")
 
 

@@ -1,5 +1,6 @@
 """The network takes any channels, trains what it should, never silently starts from scratch."""
 
+import functools
 import signal
 import sys
 
@@ -306,6 +307,7 @@ def imagenet_like(tmp_path_factory):
     """A function: torchvision's network, and a file of its weights as the download would be."""
     folder = tmp_path_factory.mktemp("weights")
 
+    @functools.cache
     def save(name):
         torch.manual_seed(1)
         net = FULL_BACKBONE(name, 0.2)
@@ -322,14 +324,15 @@ def assert_starts_from(net, pretrained):
     assert all(torch.equal(net.features[-1].state_dict()[name], last[name]) for name in last)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b3", "mobilenet_v3_small"])
-def test_weights_come_from_weights_file(name, imagenet_like, full_backbone):
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("efficientnet_b3", ".pth"), ("mobilenet_v3_small", ".safetensors")]
+)
+def test_weights_come_from_weights_file(name, suffix, imagenet_like, full_backbone):
     pretrained, path = imagenet_like(name)
+    if suffix == ".safetensors":
+        path = path.with_name("mine.safetensors")
+        save_file(pretrained.state_dict(), path)
     settings = ModelSettings.from_config(backbone=name, weights_file=str(path))
-    assert_starts_from(build_model(settings, num_classes=10, seed=0), pretrained)
-    save_file(pretrained.state_dict(), path.with_suffix(".safetensors").with_stem("mine"))
-    safe = path.with_name("mine.safetensors")
-    settings = ModelSettings.from_config(backbone=name, weights_file=str(safe))
     assert_starts_from(build_model(settings, num_classes=10, seed=0), pretrained)
 
 
@@ -341,8 +344,7 @@ def test_weights_come_from_the_download_folder(
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / path.name).symlink_to(path)
-    weights = torchvision_weights(name)
-    monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:9/{path.name}")
+    monkeypatch.setattr(torchvision_weights(name).value, "url", f"http://127.0.0.1:9/{path.name}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = ModelSettings.from_config(backbone=name)
     assert_starts_from(build_model(settings, num_classes=10, seed=0), pretrained)

@@ -212,11 +212,8 @@ def _import_timm(name: str) -> ModuleType:
     model, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.lower(), timm.list_models(), n=3)
-        hint = (
-            f"did you mean {' or '.join(TIMM + other for other in near)}?"
-            if near
-            else ('timm.list_models("*resnet*") lists names')
-        )
+        hint = 'timm.list_models("*resnet*") lists names'
+        hint = f"did you mean {' or '.join(TIMM + other for other in near)}?" if near else hint
         raise UserError(f"BACKBONE={name[:100]!r} is not a network of timm's; {hint}")
     if tag and f"{model}.{tag}" not in (tags := timm.list_models(f"{model}.*", pretrained=True)):
         raise UserError(
@@ -265,5 +262,6 @@ def _timm_backbone(name, stochastic_depth, pretrained, weights_file):
         raise UserError(
             f"BACKBONE={name} takes no images of any height and width; use a convolutional network"
         ) from None
+    network.train()  # as it was made
     stages = list(timm.models.group_parameters(network, matcher).values())
     return Backbone(network, nn.Identity(), num_features, first_convs, stages)
