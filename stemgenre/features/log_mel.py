@@ -18,6 +18,7 @@ from stemgenre.settings import STEMS, FeatureSettings
 
 ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB of each channel
 SILENCE = 1e-10  # power of a mel band, 28 dB below noise of one step of 16-bit audio
+MIN_LEFT = 1e-4  # of the clip's power, -40 dB: silencing stems has to leave more of it
 MIN_STD_DB = 5.0  # of a channel; music has 15 to 20, a stem that is silent in all clips none
 
 
@@ -97,6 +98,7 @@ class Frontend:
         features = self.features
         hop_length = round(features.hop_length * params.rate)
         waves = stems[:, : self.needed_samples(params)].to(self.device, torch.float32)
+        waves = self.remix(waves, params)
         waves = shift_wave(waves, round(params.shift_seconds * features.sr))
         waves = add_noise(waves, level_db=params.noise_db, seed=params.noise_seed)
         waves = self.select_channels(waves)
@@ -113,6 +115,25 @@ class Frontend:
         """Samples of a clip that its image covers: CLIP_SECONDS at the augmented tempo."""
         hop_length = self.features.hop_length
         return round(self.clip_samples * round(hop_length * params.rate) / hop_length)
+
+    def remix(self, waves: torch.Tensor, params: AugmentParams) -> torch.Tensor:
+        """The stems `waves` (4, T) float32 with their gains, and the silent ones at zero.
+
+        None is silenced if what is left of CHANNELS would be silent too. A mix by itself, (1, T),
+        gets the first gain.
+        """
+        if params.stem_gains_db == NO_AUGMENT.stem_gains_db and not any(params.silent_stems):
+            return waves
+        gains = 10 ** (torch.tensor(params.stem_gains_db, device=waves.device) / 20)
+        if any(params.silent_stems) and len(waves) > 1:
+            names = self.features.channels.split(",")
+            shown = [name in names or "mix" in names for name in STEMS]
+            shown = torch.tensor(shown, device=waves.device)
+            kept = torch.tensor(params.silent_stems, device=waves.device).logical_not()
+            power = (gains * torch.linalg.vector_norm(waves, dim=1)).square() * shown
+            enough = (power * kept).sum() > MIN_LEFT * power.sum()
+            gains = torch.where(kept | ~enough, gains, 0.0)
+        return gains[: len(waves), None] * waves
 
     def select_channels(self, stems: torch.Tensor) -> torch.Tensor:
         """The waves (C, samples) that CHANNELS names, on the device of `stems`.

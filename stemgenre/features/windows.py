@@ -23,7 +23,7 @@ def random_window(
     """
     if length <= (1 + TAIL) * window:
         return 0, min(length, needed)
-    position = derive_seed(seed, epoch, clip_index, 4) / 2**63  # from 0 to 1
+    position = derive_seed(seed, epoch, clip_index, 7) / 2**63  # from 0 to 1
     start = int(position * (max(0, length - needed) + 1))
     return start, min(length, start + needed)
 

@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 
 from stemgenre.errors import UserError
+from stemgenre.features.augmentation import sample_swap, swap_stems
 from stemgenre.features.windows import WindowCutter
 from stemgenre.prefetch import prefetch_map
 from stemgenre.runtime import derive_seed, to_device
+from stemgenre.settings import AugmentSettings
 
 log = logging.getLogger(__name__)
 
@@ -188,3 +190,50 @@ def _clips_and_sources(clips):
     """[(name in the cache, audio file or None)] of a table of clips."""
     sources = clips["path"] if "path" in clips else [None] * len(clips)
     return list(zip(clips["clip"], sources, strict=True))
+
+
+def training_batches(
+    loader: StemLoader,
+    clips: pd.DataFrame,
+    batches: Sequence[np.ndarray],
+    *,
+    section: Callable[[int, int], tuple[int, int]],
+    augment: AugmentSettings,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
+    """Yields what loader.batches() does, with STEM_SWAP some stems from clips of the same genre.
+
+    See sample_swap. Only the partners that are used are read, ahead as the clips themselves.
+    """
+    if not augment.stem_swap:
+        yield from loader.batches(clips, batches, section=section)
+        return
+    targets, indices = clips["target"].to_numpy(), clips.index.to_numpy()
+    rows_of = {target: np.flatnonzero(targets == target) for target in np.unique(targets)}
+    swaps = {
+        row: sample_swap(
+            augment,
+            rows_of[targets[row]],
+            row=row,
+            seed=seed,
+            epoch=epoch,
+            clip_index=int(indices[row]),
+        )
+        for batch in batches
+        for row in batch
+    }
+    partners = [np.array([swaps[i].partner for i in batch if swaps[i]], int) for batch in batches]
+    with (
+        contextlib.closing(loader.batches(clips, batches, section=section)) as own,
+        contextlib.closing(loader.batches(clips, partners, section=section)) as others,
+    ):
+        for (batch, stems), (_, partner_stems) in zip(own, others, strict=True):
+            found = iter(partner_stems)
+            yield (
+                batch,
+                [
+                    swap_stems(waves, next(found), swaps[i].stems) if swaps[i] else waves
+                    for i, waves in zip(batch, stems, strict=True)
+                ],
+            )

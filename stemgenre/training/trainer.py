@@ -26,7 +26,7 @@ from stemgenre.training import checkpoint
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import amp_type, autocast, compute_logits
 from stemgenre.training.model import GenreNet, all_finite, average_stats, maybe_compile, wrap_ddp
-from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
+from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly, training_batches
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,15 @@ class Trainer:
         started = time.monotonic() - state.sums.get("seconds", 0.0)
         self.ddp_net.train()
         for positions, stems in tqdm(
-            self.loader.batches(self.train_clips, rank_batches[state.step :], section=self._window),
+            training_batches(
+                self.loader,
+                self.train_clips,
+                rank_batches[state.step :],
+                section=self._window,
+                augment=self.settings.augment,
+                seed=seed,
+                epoch=state.epoch,
+            ),
             initial=state.step,
             total=len(batches),
             desc=f"epoch {state.epoch + 1}/{options.epochs}",
