@@ -57,7 +57,7 @@ TIME_STRETCH_RATES = (0.8, 1.2)  # slowest and fastest tempo, 1 is the clip's ow
 NOISE_LEVELS_DB = (30.0, 50.0)  # dB below the clip's own level: most and least noise
 TIME_SHIFT_SECONDS = 0.2  # s, at most, earlier or later
 MASK_FRACTION = 0.1  # of the axis, at most, for both maskings
-STEM_GAIN_DB = 0.0  # dB, each stem louder or quieter by at most this
+STEM_GAIN_DB = 0.0  # dB, each stem louder or quieter by at most this (AUGMENT_PROBABILITY too)
 STEM_DROPOUT = 0.0  # probability that a stem is silent; never all of a clip's
 STEM_SWAP = 0.0  # probability that a stem is replaced by another clip's of the same genre
 MIXUP_ALPHA = 0.0  # pairs of images are mixed by Beta(alpha, alpha) proportions; 0: never
@@ -86,7 +86,7 @@ LABEL_SMOOTHING = 0.0  # of the target's probability, shared out over all genres
 CLASS_WEIGHTS = False  # True weights the loss so that every genre counts the same
 EMA_DECAY = 0.0  # per step, of averaged weights that are validated and kept; 0: no average
 BEST_BY = "accuracy"  # the epoch that is kept, by validation "accuracy" or "loss"; or the "last"
-PATIENCE = 10  # epochs without a better validation accuracy before stopping
+PATIENCE = 10  # epochs without a better accuracy (BEST_BY="loss": loss); "last" never stops early
 COMPILE = False  # torch.compile the network: a minute at the start, faster epochs on some GPUs
 USE_AMP = True  # bf16 or fp16 autocast on CUDA; the CPU always computes in float32
 

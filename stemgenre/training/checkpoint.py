@@ -40,17 +40,25 @@ class TrainState:
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
 
-    def is_better(self, accuracy: float, loss: float) -> bool:
-        """Whether the validation accuracy is higher, or the same with a lower loss."""
-        return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+    def is_better(self, accuracy: float, loss: float, *, by: str = "accuracy") -> bool:
+        """Whether an epoch is better than the best: by "accuracy" or "loss"; the "last" always is.
 
-    def epochs_without_better_accuracy(self) -> int:
-        """How many epochs have finished since the validation accuracy was higher than before.
-
-        An equal accuracy with a lower loss gives a better model, but does not count here.
+        An equal accuracy is better with a lower loss, and an equal loss with a higher accuracy.
         """
-        accuracies = [row["valid_accuracy"] for row in self.history]
-        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+        now, best = (accuracy, -loss), (self.best_accuracy, -self.best_loss)
+        return by == "last" or (now[::-1] > best[::-1] if by == "loss" else now > best)
+
+    def epochs_without_improvement(self, by: str = "accuracy") -> int:
+        """How many epochs have finished since the validation accuracy, or loss, was at its best.
+
+        An equal accuracy with a lower loss gives a better model, but does not count here. Where the
+        last epoch is kept, there is none to wait for: 0.
+        """
+        if by == "last" or not self.history:
+            return 0
+        sign = -1 if by == "loss" else 1
+        values = [sign * row[f"valid_{by}"] for row in self.history]
+        return len(values) - 1 - values.index(max(values))
 
 
 def new_run_id() -> str:
@@ -252,6 +260,8 @@ def run_signature(
         "TRAIN_FIRST_CONV": settings.model.train_first_conv,
         "FROZEN_BATCHNORM": settings.model.frozen_batchnorm,
         "model": settings.model.backbone,
+        "LR_DECAY_PER_STAGE": settings.train.lr_decay_per_stage,  # the optimiser's groups
+        "EMA_DECAY": settings.train.ema_decay,  # the average needs all steps before
         "SEPARATION_MODEL": settings.separation.separation_model,
         **{name.upper(): value for name, value in settings.features.model_dump().items()},
     }

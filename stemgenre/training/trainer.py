@@ -22,7 +22,7 @@ from stemgenre.features.log_mel import Frontend
 from stemgenre.features.windows import random_window
 from stemgenre.runtime import MicroBatch, Runtime, derive_seed, is_out_of_memory, to_device
 from stemgenre.settings import Settings
-from stemgenre.training import checkpoint
+from stemgenre.training import checkpoint, optimisation
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import amp_type, autocast, compute_logits
 from stemgenre.training.model import GenreNet, all_finite, average_stats, maybe_compile, wrap_ddp
@@ -36,6 +36,7 @@ class Trainer:
 
     `frontend` has the channel statistics. `train_clips` and `valid_clips` are tables with the
     columns clip, file_name and target; a clip's augmentation depends on its index in the table.
+    Training clips may have probabilities in a column soft_target (see target_probabilities).
     `run_signature` is what a checkpoint must have in common with this run.
     """
 
@@ -59,21 +60,32 @@ class Trainer:
         self.label_names, self.label_ids = label_names, label_ids
         self.settings, self.runtime, self.run_signature = settings, runtime, run_signature
         self.clip_indices = train_clips.index.tolist()
-        self.targets = train_clips["target"].to_numpy()
+        self.labels = torch.tensor(train_clips["target"].to_numpy())
+        probabilities = optimisation.target_probabilities(train_clips, num_classes=len(label_names))
+        soft = settings.augment.mixup_alpha > 0 or "soft_target" in train_clips
+        self.targets = probabilities if soft else self.labels
+        weights = optimisation.balanced_weights(probabilities) if options.class_weights else None
+        self.loss = nn.CrossEntropyLoss(  # takes class indices and probabilities
+            weights, label_smoothing=options.label_smoothing, reduction="sum"
+        ).to(device)
 
         net = net.to(device, memory_format=torch.channels_last)
         self.net, self.ddp_net = wrap_ddp(net) if runtime.world_size > 1 else (net, net)
         self.compiled_net = maybe_compile(self.ddp_net, options.compile)
         self.trainable = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trainable,
-            lr=options.lr,
+            optimisation.parameter_groups(
+                self.net, lr=options.lr, decay=options.lr_decay_per_stage
+            ),
             weight_decay=options.weight_decay,
             fused=device.type in ("cuda", "cpu"),
         )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, options.epochs, eta_min=options.min_lr
+        self.scheduler = optimisation.WarmupCosineLR(
+            self.optimizer, options.epochs, warmup=options.warmup_epochs, min_lr=options.min_lr
         )
+        decay = options.ema_decay
+        self.average = optimisation.averaged_net(self.net, decay=decay) if decay else None
+        self.kept_net = self.average.module if decay else self.net  # the one that is validated
         self.amp_dtype = amp_type(device, options.use_amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         auto = options.micro_batch == "auto"
@@ -96,16 +108,17 @@ class Trainer:
         Calls after_epoch(state, logits of the validation clips) when an epoch is saved.
         """
         options, state, runtime = self.settings.train, self.state, self.runtime
+        by = options.best_by
         while state.epoch < options.epochs:
-            if state.epochs_without_better_accuracy() >= options.patience:
+            if state.epochs_without_improvement(by) >= options.patience:
                 log.info(
-                    "no better validation accuracy for %d epochs: stopped early", options.patience
+                    "no better validation %s for %d epochs: stopped early", by, options.patience
                 )
                 break
             self.train_epoch()
             started = time.monotonic()
             logits = compute_logits(
-                self.net,
+                self.kept_net,
                 self.frontend,
                 self.loader,
                 self.valid_clips,
@@ -117,15 +130,15 @@ class Trainer:
             self.scheduler.step()
             state.history.append(row)
             state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
-            better = state.is_better(row["valid_accuracy"], row["valid_loss"])
+            better = state.is_better(row["valid_accuracy"], row["valid_loss"], by=by)
             if better:
                 state.best_epoch = state.epoch
                 state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
-                weights = self.net.state_dict().items()
+                weights = self.kept_net.state_dict().items()
                 self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights}
                 self._save_best_model()
             self._write_metrics()
-            checkpoint.log_epoch(row, epochs=options.epochs, better=better)
+            checkpoint.log_epoch(row, epochs=options.epochs, better=better and by != "last")
             self.save()
             after_epoch(state, logits)
             if runtime.sync_stop():
@@ -170,8 +183,10 @@ class Trainer:
                 too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
                 "FREEZE_STAGES",
             )
-            skipped = self.scaler.is_enabled()  # the scaler skips a step whose gradients overflow
-            finite[state.step] = loss.isfinite() & (norm.isfinite() | skipped)
+            may_skip = self.scaler.is_enabled()  # a step whose gradients overflow
+            finite[state.step] = loss.isfinite() & (norm.isfinite() | may_skip)
+            if self.average and (not may_skip or norm.isfinite()):
+                self.average.update_parameters(self.net)
             values = torch.stack([loss, correct, norm / runtime.world_size])
             sums += values.nan_to_num(0.0, 0.0, 0.0)
             state.step += 1
@@ -214,30 +229,36 @@ class Trainer:
         seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
         device, world_size, scaler = self.runtime.device, self.runtime.world_size, self.scaler
         params = [self._sample_params(i) for i in positions]
-        targets = to_device(torch.from_numpy(self.targets[positions]), device)
+        labels, targets = (to_device(t[positions], device) for t in (self.labels, self.targets))
+        alpha = self.settings.augment.mixup_alpha
         compiled = self.compiled_net is not self.ddp_net
         may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
         buffers = [b.clone() for b in self.net.buffers()] if may_undo else []  # of BatchNorm
         torch.manual_seed(derive_seed(seed, epoch, step, self.runtime.rank, 3))
         self.optimizer.zero_grad(set_to_none=True)
         loss = correct = torch.zeros((), device=device)
+        mixed = None
         try:
+            if alpha:  # of all images, so that the micro-batch's size does not decide on the pairs
+                pairs_seed = derive_seed(seed, epoch, step, self.runtime.rank, 5)
+                images = self.frontend(stems, params)
+                mixed, targets = optimisation.mix_pairs(
+                    images, targets, alpha=alpha, seed=pairs_seed
+                )
             # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
             largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
             for part in split_evenly(len(stems), min(-(-largest // size), smallest)):
-                images = self.frontend(stems[part], params[part])  # (size, C, S, S)
+                images = mixed[part] if alpha else self.frontend(stems[part], params[part])
                 images = images.to(memory_format=torch.channels_last)
                 more = part.stop < len(stems) and world_size > 1
                 with self.ddp_net.no_sync() if more else contextlib.nullcontext():
                     with autocast(device, self.amp_dtype):
                         logits = self.compiled_net(images)  # (size, classes)
-                    part_loss = nn.functional.cross_entropy(
-                        logits.float(), targets[part], reduction="sum"
-                    )
+                    part_loss = self.loss(logits.float(), targets[part])
                     # The mean is over the batch of all ranks, of which DDP averages the gradients.
                     scaler.scale(part_loss * world_size / batch_clips).backward()
                 loss = loss + part_loss.detach()
-                correct = correct + (logits.argmax(1) == targets[part]).sum()
+                correct = correct + (logits.argmax(1) == labels[part]).sum()
             norm = self._optimizer_step()
             if scaler.is_enabled():  # of a skipped step, not even BatchNorm's statistics remain
                 for buffer, before in zip(self.net.buffers(), buffers, strict=True):
@@ -258,7 +279,7 @@ class Trainer:
             reason = first_line(getattr(error, "inner_exception", error))
         log.warning("COMPILE=True: torch.compile failed (%s); training continues without", reason)
         self.compiled_net = self.ddp_net
-        images = logits = part_loss = None  # frees the failed step's memory
+        images = mixed = logits = part_loss = None  # frees the failed step's memory
         return self._train_step(positions, stems, batch_clips, size)
 
     def _optimizer_step(self):
@@ -291,6 +312,8 @@ class Trainer:
         """
         epoch, found = self.state.epoch + 1, ()
         average_stats(self.net, self.runtime.world_size)
+        if self.average:
+            average_stats(self.average, self.runtime.world_size)
         finite = finite.tolist()
         if not (any if self.scaler.is_enabled() else all)(finite):  # fp16 may overflow in a step
             step = finite.index(False)
@@ -334,6 +357,7 @@ class Trainer:
                 "run_signature": self.run_signature,
                 "train_state": vars(self.state),
                 "weights": self.net.state_dict(),
+                "average": self.average.state_dict() if self.average else {},
                 "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
@@ -371,26 +395,31 @@ class Trainer:
         content is incomplete.
         """
         options = self.settings.train
+        initial_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         try:
             self.run_id, self.best_weights = saved["run_id"], saved["best_weights"]
             self.state = TrainState(**saved["train_state"])
             if self.state.best_epoch:
                 self.net.load_state_dict(self.best_weights)  # so that these, too, are complete
             self.net.load_state_dict(saved["weights"])
+            if self.average:
+                self.average.load_state_dict(saved["average"])
             if options.load_optimizer_state:
                 self.optimizer.load_state_dict(saved["optimizer"])
                 if saved["scaler"]:  # empty from a run that was not in fp16
                     self.scaler.load_state_dict(saved["scaler"])
             if options.load_scheduler_state:
                 self.scheduler.load_state_dict(saved["scheduler"])
-                self.scheduler.T_max = options.epochs
-                (lr,) = self.scheduler.get_last_lr()
-                self.optimizer.param_groups[0]["lr"] = lr
+                self.scheduler.T_max = options.epochs - self.scheduler.warmup
+                lrs = self.scheduler.get_last_lr()
+                for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+                    group["lr"] = lr
             else:
-                self.optimizer.param_groups[0].update(lr=options.lr, initial_lr=options.lr)
+                for group, lr in zip(self.optimizer.param_groups, initial_lrs, strict=True):
+                    group.update(lr=lr, initial_lr=lr)
                 remaining = max(1, options.epochs - self.state.epoch)
-                self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-                    self.optimizer, remaining, eta_min=options.min_lr
+                self.scheduler = optimisation.WarmupCosineLR(
+                    self.optimizer, remaining, min_lr=options.min_lr
                 )
         except checkpoint.MALFORMED as error:
             reason = first_line(error)

@@ -1,0 +1,113 @@
+"""Targets, mixup, learning rates and averaged weights: what a training step is told to aim at."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stemgenre.training.model import GenreNet
+
+
+def target_probabilities(clips: pd.DataFrame, *, num_classes: int) -> torch.Tensor:
+    """Each clip's probability of each class, (len(clips), num_classes) float32.
+
+    It is 1 for the class in the column target, but for clips with an array in the column
+    soft_target, if there is one.
+    """
+    targets = torch.tensor(clips["target"].to_numpy())
+    probabilities = nn.functional.one_hot(targets, num_classes).float()
+    for row, soft in enumerate(clips.get("soft_target", ())):
+        if isinstance(soft, list | tuple | np.ndarray):  # None or NaN where there is none
+            probabilities[row] = torch.as_tensor(soft, dtype=torch.float32)
+    return probabilities
+
+
+def balanced_weights(probabilities: torch.Tensor) -> torch.Tensor:
+    """A weight for each class, (classes,), inversely proportional to its number of clips.
+
+    `probabilities` are those of target_probabilities(). The mean weight of a clip is 1, so that the
+    loss and the learning rate keep their scale; as scikit-learn's class_weight="balanced".
+    """
+    clips, num_classes = probabilities.shape
+    return clips / (num_classes * probabilities.sum(0))
+
+
+def mix_pairs(
+    images: torch.Tensor, targets: torch.Tensor, *, alpha: float, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images, targets), each mixed with another of the batch: mixup, Zhang et al., ICLR 2018.
+
+    `targets` are probabilities (B, classes). The proportions are of a Beta(alpha, alpha) for each
+    image, at least a half of which is its own, so that its own target remains the main one.
+    """
+    rng = np.random.default_rng(seed)
+    partners = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    proportions = rng.beta(alpha, alpha, len(images))
+    foreign = torch.tensor(np.minimum(proportions, 1 - proportions), dtype=torch.float32)
+    foreign = foreign.to(images.device)
+    return (
+        torch.lerp(images, images[partners], foreign[:, None, None, None]),
+        torch.lerp(targets, targets[partners], foreign[:, None]),
+    )
+
+
+def parameter_groups(net: GenreNet, *, lr: float, decay: float) -> list[dict]:
+    """The optimiser's groups of `net`'s trainable parameters; the first has the head's rate, `lr`.
+
+    Each stage before the head has `decay` times the rate of the next one (layer-wise learning
+    rates: Howard and Ruder, ACL 2018). With a `decay` of 1 there is a single group.
+    """
+    stages = list(net.features.children()) if decay != 1 else []
+    in_stages = {parameter for stage in stages for parameter in stage.parameters()}
+    groups = [{"params": [p for p in net.parameters() if p not in in_stages], "lr": lr}]
+    for distance, stage in enumerate(reversed(stages), start=1):
+        groups.append({"params": list(stage.parameters()), "lr": lr * decay**distance})
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
+class WarmupCosineLR(CosineAnnealingLR):
+    """CosineAnnealingLR over `epochs`, in whose first `warmup` epochs the rate rises to LR.
+
+    It rises linearly, from LR / (warmup + 1). All groups follow the first one's schedule, in
+    proportion to the rates that they begin with.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, epochs: int, *, warmup: int = 0, min_lr: float
+    ):
+        self.warmup = warmup
+        super().__init__(optimizer, epochs - warmup, eta_min=min_lr)
+
+    def get_lr(self) -> list[float]:
+        """The learning rate of each group in the epoch `last_epoch`."""
+        first, epoch = self.base_lrs[0], self.last_epoch - self.warmup
+        if epoch <= 0:
+            lr = first * (self.last_epoch + 1) / (self.warmup + 1)
+        else:
+            self.last_epoch = epoch  # CosineAnnealingLR's own, from the rate of the epoch before
+            lr = super().get_lr()[0]
+            self.last_epoch += self.warmup
+        return [lr * (base_lr / first) for base_lr in self.base_lrs]
+
+
+def averaged_net(net: GenreNet, *, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights and BatchNorm statistics of `net`.
+
+    The decay of the n-th update is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ExponentialMovingAverage: the average of a short run is not that of its first steps.
+    """
+
+    def average(averages, values, _):
+        if not averages[0].is_floating_point():  # BatchNorm's count of batches
+            for averaged, value in zip(averages, values, strict=True):
+                averaged.copy_(value)
+            return
+        n = int(averaged_model.n_averaged)  # on the CPU, unlike the argument
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, n)
+
+    averaged_model = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+    return averaged_model.requires_grad_(False)
