@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--clips 48] [--size 300] [--rounds 3] [--device cpu] [--quick]
     python benchmarks/training.py --measures [...]
+    python benchmarks/training.py --levers [...] [recipes/demo.py] [KEY=VALUE ...]
 
 The plain recipe is what most pipelines do: librosa's time stretch, pitch shift and mel spectrogram
 per stem in a torch DataLoader's workers, float32 images in NCHW through the same network with the
@@ -16,6 +17,9 @@ compiled: `ratio` is that way's time over the time as it is, so above 1 the meas
 two CPU cores with --clips 16 --batch 8 --size 300 --rounds 2: without channels last 1.47 times the
 time (1.43 to 1.51), with the frozen stages' activations and gradients 2.29 (2.20 to 2.38), without
 the fused optimiser 1.00 (0.97 to 1.04; it is for GPUs), compiled 0.95 (0.93 to 0.97).
+
+With --levers, an epoch as it is takes turns with one with each augmentation of stems, with mixup,
+with all four of these, and with averaged weights: `ratio` is its time over the time as it is.
 """
 
 import argparse
@@ -48,6 +52,12 @@ from stemgenre.training.model import build_model
 from stemgenre.training.stem_loader import StemLoader
 from stemgenre.training.trainer import Trainer
 
+LEVERS = {
+    "STEM_GAIN_DB": 6.0,
+    "STEM_DROPOUT": 0.15,
+    "STEM_SWAP": 0.3,
+    "MIXUP_ALPHA": 0.4,
+}
 CHANNEL_STATS = ([-45.0] * 4, [20.0] * 4)  # dB, near enough for a timing
 
 
@@ -63,19 +73,23 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="24 clips, 2 rounds, batches of 8")
     parser.add_argument("--measures", action="store_true", help="each measure's own effect")
-    options = parser.parse_args()
+    parser.add_argument("--levers", action="store_true", help="each augmentation lever's cost")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings")
+    options = parser.parse_intermixed_args()
     if options.quick:
         options.clips, options.rounds, options.batch = 24, 2, 8
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"OUTPUT_DIR={folder}", f"DEVICE={options.device}", "PRETRAINED=False"]
         overrides += [f"IMG_SIZE={options.size}", f"BATCH_SIZE={options.batch}"]
+        overrides += options.settings
         settings = load_settings(overrides)
         with start_runtime(settings.machine) as runtime:
-            result = (
-                measures(settings, runtime, options)
-                if options.measures
-                else compare(settings, runtime, Path(folder), options)
-            )
+            if options.measures:
+                result = measures(settings, runtime, options)
+            elif options.levers:
+                result = levers(overrides, settings, runtime, Path(folder), options)
+            else:
+                result = compare(settings, runtime, Path(folder), options)
             print(json.dumps(result))
 
 
@@ -135,11 +149,29 @@ def measures(settings, runtime, options):
         del ways["no autocast"]  # there is none
     compiled = settings.train.model_copy(update={"compile": True})
     ways["compiled"] = NetworkOnly(clips, settings.model_copy(update={"train": compiled}), runtime)
+    return ratios_to("as it is", ways, runtime, options)
+
+
+def levers(overrides, settings, runtime, folder, options):
+    """What each lever, and all of the augmentation's together, cost an epoch."""
+    cache = StemCache(folder / "separated", model="synthesised", sample_rate=settings.features.sr)
+    clips = make_clips(cache, folder, options.clips, settings.features)
+    words = {name: [f"{name}={value}"] for name, value in LEVERS.items()}
+    words["all"] = [word for lever in words.values() for word in lever]
+    words["EMA_DECAY"] = ["EMA_DECAY=0.99"]
+    ways = {"as it is": OurRecipe(clips, cache, settings, runtime)}
+    for name, lever in words.items():
+        ways[name] = OurRecipe(clips, cache, load_settings([*overrides, *lever]), runtime)
+    return ratios_to("as it is", ways, runtime, options)
+
+
+def ratios_to(base, ways, runtime, options):
+    """The figures of an epoch of each of `ways` over that of the way `base`."""
     seconds = time_epochs(ways, runtime, options.rounds)
     ratios = {
-        name: [a / b for a, b in zip(seconds[name], seconds["as it is"], strict=True)]
+        name: [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
         for name in ways
-        if name != "as it is"
+        if name != base
     }
     return {
         "ratio": {name: round(statistics.median(found), 3) for name, found in ratios.items()},
