@@ -57,9 +57,9 @@ STEPS = (  # in order of importance
     Step("demo_fp16", 60),
     Step("demo_float32", 60, needs_cuda=False),
     Step("device_cache", 60),  # stems kept on the GPU, against read each epoch
-    Step("two_processes", 100),  # torchrun on one GPU: refused with a message, or runs
+    Step("two_processes", 125),  # torchrun on one GPU: refused with a message, or runs
     Step("compile", 200),  # torch.compile and each other measure, undone in turn
-    Step("plain_training", 120, needs_cuda=False),  # an epoch by librosa in two workers
+    Step("plain_training", 150, needs_cuda=False),  # an epoch by librosa in two workers
 )
 
 
@@ -120,7 +120,7 @@ def run_steps(steps, command, *, seconds, log):
 
 
 def run_process(command, *, seconds, log):
-    """{status, seconds, figures or last_lines} of a process that prints JSON as its last line.
+    """{status, seconds, figures or last_lines} of a process that prints JSON at its end.
 
     After `seconds` it and its children are ended. Its output is appended to the file `log`.
     """
@@ -144,11 +144,19 @@ def run_process(command, *, seconds, log):
         file.write(f"\n=== {' '.join(map(str, command))}\n{text}")
     seconds = round(time.monotonic() - started, 1)
     lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    with contextlib.suppress(ValueError, IndexError):
-        if isinstance(figures := json.loads(lines[-1]), dict) and process.returncode == 0:
-            return {"status": "ok", "seconds": seconds, "figures": figures}
+    if process.returncode == 0 and (figures := last_object(lines)) is not None:
+        return {"status": "ok", "seconds": seconds, "figures": figures}
     status = "time limit" if limited else "failed"
     return {"status": status, "seconds": seconds, "last_lines": lines[-LAST_LINES:]}
+
+
+def last_object(lines):
+    """The last JSON object among the last lines: libraries may complain after it, at the exit."""
+    for line in reversed(lines[-LAST_LINES:]):
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return None
 
 
 def end_group(process):

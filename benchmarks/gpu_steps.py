@@ -91,7 +91,9 @@ def main():
     figures = FUNCTIONS[options.step](
         options.folder, QUICK if options.quick else FULL, options.device
     )
-    print(json.dumps(figures | ({"warnings": warnings.texts} if warnings.texts else {})))
+    print(
+        json.dumps(figures | ({"warnings": warnings.texts} if warnings.texts else {})), flush=True
+    )
 
 
 class Warnings(logging.Handler):
@@ -374,7 +376,7 @@ def halved(action, micro_batch):
     action()
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
-    held = torch.cuda.memory_allocated()
+    held = torch.cuda.memory_reserved()
     limit = (held + peak) / 2
     torch.cuda.set_per_process_memory_fraction(
         limit / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -466,7 +468,7 @@ def two_processes(folder, sizes, device):
     for name, chosen in (("own", "cuda"), ("shared", "cuda:0")):
         words = [*demo_words(folder, chosen), f"OUTPUT_DIR={folder / name}", "EPOCHS=1"]
         log = folder / f"torchrun-{name}.log"
-        result = gpu.run_process([*torchrun, *words], seconds=45, log=log)
+        result = gpu.run_process([*torchrun, *words], seconds=55, log=log)
         text = log.read_text()
         print(text)
         errors = [line for line in text.splitlines() if line.startswith("error: ")]

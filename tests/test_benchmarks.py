@@ -35,11 +35,12 @@ def run(gpu, tmp_path, monkeypatch):
 
 
 CPU, GPU = (False, "print('{\"cuda\": false}')"), (False, "print('{\"cuda\": true}')")
+GOOD = """print('so far\\n{"a": 1}\\na complaint at the exit')"""
 FAILS = 'print("so far"); raise ValueError("no such engine")'
 
 
 def test_a_step_that_fails_shows_its_last_lines_and_ends_no_other(run, gpu, tmp_path):
-    results = run({"first": GPU, "bad": (True, FAILS), "good": (True, 'print("x\\n{\\"a\\": 1}")')})
+    results = run({"first": GPU, "bad": (True, FAILS), "good": (True, GOOD)})
     assert [result["status"] for result in results.values()] == ["ok", "failed", "ok"]
     assert results["good"]["figures"] == {"a": 1}
     assert results["bad"]["last_lines"][-1] == "ValueError: no such engine"

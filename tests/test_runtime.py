@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stemgenre.errors import UserError
 from stemgenre.runtime import (
@@ -16,6 +17,7 @@ from stemgenre.runtime import (
     pick_device,
     start_runtime,
     thread_count,
+    to_device,
 )
 from stemgenre.settings import MachineSettings
 
@@ -79,6 +81,13 @@ def test_the_number_of_threads_is_the_one_given(given, count):
 
 def test_auto_is_one_to_eight_threads():
     assert 1 <= thread_count(MachineSettings.from_config(num_threads="auto")) <= 8
+
+
+def test_what_is_on_the_gpu_already_stays_there():
+    device = torch.device("cuda", 0)
+    with FakeTensorMode():  # a GPU's tensors without one
+        stems = torch.empty(4, 9, device=device)
+        assert to_device(stems, device) is stems
 
 
 def test_a_seed_is_the_same_in_every_run_and_on_every_machine():
