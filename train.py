@@ -53,14 +53,12 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.separation.cache import StemCache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
-    from stemgenre.training.backbones import check_backbone
     from stemgenre.training.checkpoint import merge_models
     from stemgenre.training.members import combine, members_to_resume, plan_members
     from stemgenre.training.model import build_model
     from stemgenre.training.stem_loader import StemLoader, check_batch_size
 
     paths, features, train = settings.paths, settings.features, settings.train
-    check_backbone(settings.model.backbone)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = StemCache(
         settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
@@ -91,12 +89,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     begun = members_to_resume(members)
     fewest = min(len(member.train) for member in members)
     check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
-    build_model(
-        settings.model,
-        num_classes=len(competition.label_ids),
-        in_channels=len(features.channel_names),
-        seed=0,
-    )  # or says why not
+    classes, channels = len(competition.label_ids), len(features.channel_names)
+    for model in {m.settings.model.backbone: m.settings.model for m in members}.values():
+        build_model(model, num_classes=classes, in_channels=channels, seed=0)  # or says why not
     if runtime.is_main:
         for member in members:
             member.clean_folder(resuming=member in begun)
@@ -113,7 +108,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         device_cache=settings.machine.device_cache,
     )
 
-    # 3, 4  stems -> images -> network, for each fold and seed
+    # 3, 4  stems -> images -> network, for each backbone, seed and fold
     results = []
     overview = Report(settings, competition, competition.train, competition.train, runtime)
     for member in members:

@@ -23,9 +23,10 @@ RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settin
 )  # fmt: skip
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
+SMALL_BACKBONES = ("cnn", "rhythm")  # trained from scratch as a whole
 BACKBONES = (  # of torchvision's networks those that are a sequence of stages; timm's besides
-    "cnn", *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s", "efficientnet_v2_m",
-    "efficientnet_v2_l", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
+    *SMALL_BACKBONES, *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s",
+    "efficientnet_v2_m", "efficientnet_v2_l", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
     "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
 )  # fmt: skip
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
@@ -165,7 +166,7 @@ class AugmentSettings(_Group):
 
 
 class ModelSettings(_Group):
-    backbone: Text
+    backbone: Annotated[Text, Field(description="a network's name, or several by commas")]
     pretrained: bool
     weights_file: Text | None
     freeze_stages: Annotated[int, Field(ge=0, le=100)]
@@ -177,6 +178,11 @@ class ModelSettings(_Group):
         Field(description="two numbers (first, second) from 0 to 0.95"),
     ]
     stochastic_depth: Annotated[float, Field(ge=0, le=0.95)]
+
+    @property
+    def backbones(self) -> list[str]:
+        """The networks that BACKBONE names."""
+        return [name.strip() for name in self.backbone.split(",")]
 
 
 class TrainSettings(_Group):
@@ -222,11 +228,13 @@ class Settings(_Group):
     train: TrainSettings
     machine: MachineSettings
 
-    def of_member(self, name: str, *, seed: int) -> Self:
+    def of_member(self, name: str, *, seed: int, backbone: str) -> Self:
         """The settings of one of several networks: its folder below OUTPUT_DIR, its SEED."""
         paths = self.paths.model_copy(update={"output_dir": str(self.paths.output(name))})
         machine = self.machine.model_copy(update={"seed": seed})
-        return self.model_copy(update={"paths": paths, "machine": machine})
+        small = {"pretrained": False, "freeze_stages": 0} if backbone in SMALL_BACKBONES else {}
+        model = self.model.model_copy(update={"backbone": backbone} | small)
+        return self.model_copy(update={"paths": paths, "machine": machine, "model": model})
 
     @property
     def cache_folder(self) -> Path:
@@ -427,10 +435,13 @@ def check_backbone(name: str) -> None:
 def _check_together(settings):
     """Settings that only make sense together."""
     features, train, model = settings.features, settings.train, settings.model
-    check_backbone(model.backbone)
-    if model.backbone == "cnn" and (model.pretrained or model.freeze_stages):
+    for name in model.backbones:
+        check_backbone(name)
+        if model.backbones.count(name) > 1:
+            raise UserError(f"BACKBONE={model.backbone} has {name} twice; SEEDS=2 trains it twice")
+    if set(model.backbones) <= set(SMALL_BACKBONES) and (model.pretrained or model.freeze_stages):
         raise UserError(
-            "BACKBONE=cnn has no ImageNet weights and is trained as a whole; set "
+            f"BACKBONE={model.backbone} has no ImageNet weights and is trained as a whole; set "
             "PRETRAINED=False FREEZE_STAGES=0"
         )
     if features.hop_length > features.n_fft:
@@ -456,7 +467,7 @@ def _check_together(settings):
     if train.min_lr > train.lr:
         raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
     _check_outputs(settings)
-    networks = settings.data.folds * settings.data.seeds
+    networks = settings.data.folds * settings.data.seeds * len(model.backbones)
     for field in ("checkpoint_file", "best_model_file") if networks > 1 else ():
         path = Path(getattr(settings.paths, field))
         if path.is_absolute() or ".." in path.parts:
