@@ -97,14 +97,14 @@ def main():
 
 
 class Warnings(logging.Handler):
-    """Keeps the texts of warnings."""
+    """Keeps the beginnings of warnings."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
         self.texts = []
 
     def emit(self, record):
-        self.texts.append(record.getMessage())
+        self.texts.append(record.getMessage()[:200])
 
 
 def prepare(folder, sizes, device):
