@@ -48,14 +48,14 @@ class Step:
 
 STEPS = (  # in order of importance
     Step("prepare", 120, needs_cuda=False),  # clips, stems and networks for the others
-    Step("demo_bf16", 60),  # the demo; interrupted and resumed, with the difference
+    Step("demo_bf16", 90),  # the demo; interrupted and resumed, with the difference
     Step("rates", 90, needs_cuda=False),  # front end, network and epoch; GPU memory
     Step("separation", 150, needs_cuda=False),  # against apply_model file by file
     Step("competition", 150, needs_cuda=False),  # clips to submit.csv, extrapolated to 1,000
     Step("memory", 120),  # micro-batches under a real limit of GPU memory
     Step("precision", 60),  # stems in half precision against float32
-    Step("demo_fp16", 60),
-    Step("demo_float32", 60, needs_cuda=False),
+    Step("demo_fp16", 90),
+    Step("demo_float32", 90, needs_cuda=False),
     Step("device_cache", 60),  # stems kept on the GPU, against read each epoch
     Step("two_processes", 125),  # torchrun on one GPU: refused with a message, or runs
     Step("compile", 200),  # torch.compile and each other measure, undone in turn
