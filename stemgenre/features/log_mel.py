@@ -14,6 +14,7 @@ import librosa
 import torch
 
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
+from stemgenre.runtime import to_device
 from stemgenre.settings import STEMS, FeatureSettings
 
 ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB of each channel
@@ -124,15 +125,16 @@ class Frontend:
         """
         if params.stem_gains_db == NO_AUGMENT.stem_gains_db and not any(params.silent_stems):
             return waves
-        gains = 10 ** (torch.tensor(params.stem_gains_db, device=waves.device) / 20)
+        names = self.features.channels.split(",")
+        shown = [name in names or "mix" in names for name in STEMS]
+        values = torch.tensor([params.stem_gains_db, params.silent_stems, shown])
+        gains_db, silent, shown = to_device(values, waves.device)
+        gains = 10 ** (gains_db / 20)
         if any(params.silent_stems) and len(waves) > 1:
-            names = self.features.channels.split(",")
-            shown = [name in names or "mix" in names for name in STEMS]
-            shown = torch.tensor(shown, device=waves.device)
-            kept = torch.tensor(params.silent_stems, device=waves.device).logical_not()
             power = (gains * torch.linalg.vector_norm(waves, dim=1)).square() * shown
-            enough = (power * kept).sum() > MIN_LEFT * power.sum()
-            gains = torch.where(kept | ~enough, gains, 0.0)
+            left = gains * (1 - silent)
+            enough = (power * (1 - silent)).sum() > MIN_LEFT * power.sum()
+            gains = torch.where(enough, left, gains)
         return gains[: len(waves), None] * waves
 
     def select_channels(self, stems: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stemgenre.runtime import to_device
 from stemgenre.training.model import GenreNet
 
 
@@ -43,10 +44,10 @@ def mix_pairs(
     image, at least a half of which is its own, so that its own target remains the main one.
     """
     rng = np.random.default_rng(seed)
-    partners = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    partners = to_device(torch.from_numpy(rng.permutation(len(images))), images.device)
     proportions = rng.beta(alpha, alpha, len(images))
     foreign = torch.tensor(np.minimum(proportions, 1 - proportions), dtype=torch.float32)
-    foreign = foreign.to(images.device)
+    foreign = to_device(foreign, images.device)
     return (
         torch.lerp(images, images[partners], foreign[:, None, None, None]),
         torch.lerp(targets, targets[partners], foreign[:, None]),
