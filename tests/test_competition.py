@@ -396,3 +396,19 @@ def test_the_data_is_read_without_loading_torch_or_librosa(data):
         "print({'torch', 'librosa'} & set(sys.modules))"
     )
     assert run_python("-c", code, data).stdout.strip() == "set()"
+
+
+def test_performances_become_groups(data, tmp_path):
+    """benchmarks/groove.py copies a data set with a provenance.tsv."""
+    put_masters(data)
+    rows = [(name, f"performance {n // 4}") for n, (name, _) in enumerate(TRAIN)]
+    destination = tmp_path.with_name(f"{tmp_path.name}-copy")
+    command = ("benchmarks/groove.py", data, destination)
+    assert "provenance" in run_python(*command).stderr
+    put_table(data / "provenance.tsv", [("file_name", "performance"), *rows])
+    done = run_python(*command)
+    assert "12 clips of 3 performances" in done.stdout, done.stderr
+    competition = load(destination)
+    assert train_labels(competition) == EXPECTED
+    assert competition.train["group"].tolist() == [group for _, group in rows]
+    assert "exists" in run_python(*command).stderr

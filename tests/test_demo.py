@@ -372,10 +372,11 @@ def test_the_hard_demo_has_few_training_clips_and_imperfect_stems(tmp_path):
 
 def test_train_py_finds_the_hard_demo_and_its_stems(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_module, "HARD_TRAIN_PER_GENRE", 1)
-    monkeypatch.setattr(demo_module, "HARD_TEST_PER_GENRE", 0)
+    monkeypatch.setattr(demo_module, "HARD_TEST_PER_GENRE", 1)
     make_hard_demo(tmp_path)
     settings = parse_settings([f"DATA_DIR={tmp_path}"], demo=True)
     cache = StemCache(settings.cache_folder, model="synthesised", sample_rate=settings.features.sr)
-    train = load_competition(tmp_path, num_classes=10, cache_dir=cache.folder).train
-    assert len(train) == 10
-    assert all(cache.is_current(row.clip, row.path) for row in train.itertuples())
+    competition = load_competition(tmp_path, num_classes=10, cache_dir=cache.folder)
+    for table in (competition.train, competition.test):
+        assert len(table) == 10 and set(table["target"]) == set(range(10))
+        assert all(cache.is_current(row.clip, row.path) for row in table.itertuples())
