@@ -11,7 +11,7 @@ torchrun --nproc-per-node=4 train.py          on four GPUs
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemgenre import cli
+from stemgenre import cli, status
 from stemgenre.files import output_lock, remove_stale_temp_files, write_text
 from stemgenre.settings import format_settings
 
@@ -36,7 +36,8 @@ def main() -> None:
         output_lock(output(""), is_main=runtime.is_main),
     ):
         cli.log_to_file(output(settings.paths.log_file), is_main=runtime.is_main)
-        run_competition(settings, runtime, make_demo=args.demo)
+        with runtime.status.recording(output(status.FILE), is_main=runtime.is_main):
+            run_competition(settings, runtime, make_demo=args.demo)
 
 
 def run_competition(settings, runtime, *, make_demo=False) -> None:
@@ -111,7 +112,10 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     # 3, 4  stems -> images -> network, for each backbone, seed and fold
     results = []
     overview = Report(settings, competition, competition.train, competition.train, runtime)
-    for member in members:
+    for number, member in enumerate(members, start=1):
+        runtime.status.update(
+            network=member.name, network_number=number, networks=len(members), epoch=0, step=0
+        )
         if member.name:
             overview.show_networks(members, results)
         resuming = member in begun
@@ -183,6 +187,8 @@ def train_network(member, competition, loader, runtime, summary, resuming) -> "M
         state = trainer.fit(after_epoch=report.update)
 
     with summary.stage("prediction"):
+        clips = len(member.valid) + len(competition.test)
+        runtime.status.stage("prediction", total=clips)
         (best,) = load_models(paths.output(paths.best_model_file), device=runtime.device)
         valid_logits, test_logits = (
             compute_logits(

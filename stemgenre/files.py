@@ -37,14 +37,20 @@ WAYS_OUT = {
 
 @contextlib.contextmanager
 def atomic_write(
-    path: Path | str, mode: str = "wb", *, previous: Path | None = None, **options: Any
+    path: Path | str,
+    mode: str = "wb",
+    *,
+    previous: Path | None = None,
+    durable: bool = True,
+    **options: Any,
 ) -> Iterator[IO]:
     """An open file that replaces `path` when the block has ended.
 
     Written beside its place, flushed to the disk, then renamed: a reader, or a run after a crash,
     sees the old file or the new one. With `previous`, the old one stays under that name, and there
     is always a complete file at `path`. A link stays, and the file that it leads to is replaced; a
-    device or a pipe is written to. Raises UserError if it cannot be written.
+    device or a pipe is written to. Raises UserError if it cannot be written. Without `durable`, it
+    is not waited for the disk: only after a power loss, the new file may be empty.
     """
     path = named = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -61,12 +67,14 @@ def atomic_write(
             path.parent.mkdir(parents=True, exist_ok=True)
             with temp.open(mode, **options) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             if previous:
                 _link_previous(path, previous)
             temp.replace(path)
-            _sync_folder(path.parent)
+            if durable:
+                _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.settings import MachineSettings
+from stemgenre.status import Status
 
 log = logging.getLogger("stemgenre")
 
@@ -32,12 +33,16 @@ OUT_OF_MEMORY = re.compile(  # of errors that are not torch.OutOfMemoryError
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process of a run: its device, its rank among `world_size` processes, stop requests."""
+    """One process of a run: its device, its rank among `world_size` processes, stop requests.
+
+    `status` is told what the run is doing.
+    """
 
     device: torch.device
     rank: int
     world_size: int
     stop: "StopRequest"
+    status: Status = field(default_factory=Status)
 
     @property
     def is_main(self) -> bool:

@@ -19,7 +19,8 @@ STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
 RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settings name
     "metrics.csv", "summary.json", "settings_used.py", "valid_predictions.csv",
-    "test_probabilities.csv", "oof_predictions.csv", "report", ".run.lock", ".run.txt",
+    "test_probabilities.csv", "oof_predictions.csv", "report", "status.json", ".run.lock",
+    ".run.txt",
 )  # fmt: skip
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")

@@ -267,6 +267,7 @@ def separate_missing(
         runtime.device,
         cache.folder,
     )
+    runtime.status.stage("separation", total=len(todo))
     seconds = [_seconds(row.path, settings.features.clip_seconds) for row in todo]
     _check_disk(sum(seconds), cache, settings.features)
     separator = Separator(
@@ -328,6 +329,7 @@ def _separate_into(cache, rows, separator, threads, runtime):
                 speed = samples / separator.sample_rate / (time.monotonic() - started)
                 bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
                 bar.update()
+                runtime.status.add_clips(runtime.world_size)
             while len(writes) > 4 * separator.micro_batch.size or (writes and writes[0].done()):
                 _finish(writes.popleft(), failures)
         for write in writes:

@@ -102,6 +102,7 @@ def compute_channel_stats(
 
     Each rank reads its part of the clips. Raises Interrupted if the run is asked to stop.
     """
+    runtime.status.stage("channel statistics", total=len(clips))
     frontend = Frontend(features, device=runtime.device)
     stats = RunningStats()
     mine = np.arange(len(clips))[runtime.rank :: runtime.world_size]
@@ -117,6 +118,7 @@ def compute_channel_stats(
     ):
         for _, stems in group:
             stats.add(frontend.log_mel(stems))
+        runtime.status.add_clips(runtime.world_size)
         if runtime.stop.signal_number:
             break
     if runtime.sync_stop():
@@ -221,7 +223,12 @@ def compute_logits(
         ),
         size=lambda: micro_batch.size,
     )
-    rows, windows = zip(*results, strict=True) if len(mine) else ((), ())
+    rows, windows = [], []
+    for row, window in results:
+        if rows[-1:] != [row]:
+            runtime.status.add_clips(runtime.world_size)
+        rows.append(row)
+        windows.append(window)
     part = _average_windows(rows, torch.stack(windows).cpu()) if rows else None
     gathered = runtime.all_gather(part)
     logits = torch.empty(len(clips), gathered[0].shape[1])

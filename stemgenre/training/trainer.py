@@ -109,6 +109,7 @@ class Trainer:
         """
         options, state, runtime = self.settings.train, self.state, self.runtime
         by = options.best_by
+        runtime.status.stage("training")
         while state.epoch < options.epochs:
             if state.epochs_without_improvement(by) >= options.patience:
                 log.info(
@@ -117,6 +118,7 @@ class Trainer:
                 break
             self.train_epoch()
             started = time.monotonic()
+            runtime.status.update(done=0, total=len(self.valid_clips))
             logits = compute_logits(
                 self.kept_net,
                 self.frontend,
@@ -159,6 +161,15 @@ class Trainer:
         finite = torch.ones(len(batches), dtype=torch.bool, device=device)  # loss and gradients
         started = time.monotonic() - state.sums.get("seconds", 0.0)
         self.ddp_net.train()
+        runtime.status.update(
+            run=self.run_id,
+            epoch=state.epoch + 1,
+            epochs=options.epochs,
+            step=state.step,
+            steps=len(batches),
+            done=0,
+            total=0,
+        )
         for positions, stems in tqdm(
             training_batches(
                 self.loader,
@@ -190,6 +201,7 @@ class Trainer:
             values = torch.stack([loss, correct, norm / runtime.world_size])
             sums += values.nan_to_num(0.0, 0.0, 0.0)
             state.step += 1
+            runtime.status.update(step=state.step)
             self.on_step(state.step)
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
             due, stop_signal = runtime.all_reduce_max(int(due), runtime.stop.signal_number)
