@@ -4,7 +4,8 @@ python eda.py                          writes eda/index.html and tables beside i
 python eda.py DATA_DIR=gtzan           of another dataset
 python eda.py --demo                   of train.py's demo, into runs/demo/eda
 
-It needs no separated clips; those that train.py has separated so far are shown with their stems.
+It needs no separated clips; those that train.py has separated so far are shown with their
+stems; with CHANNELS=mix, those that it has decoded are shown as the network gets them.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from stemgenre import cli
 from stemgenre.errors import UserError
 from stemgenre.files import remove_stale_temp_files
+from stemgenre.settings import STEMS
 
 
 def main() -> None:
@@ -38,34 +40,33 @@ def run_eda(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.data.audio_stats import AudioStatsCache
     from stemgenre.data.competition import load_competition
     from stemgenre.data.extra import extra_folders
-    from stemgenre.data.find_files import find_audio
+    from stemgenre.data.find_files import find_clips
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.eda.dataset_summary import analyze_dataset, log_summary, write_tables
     from stemgenre.eda.page import write_page
     from stemgenre.eda.stem_stats import compute_stem_stats
     from stemgenre.runtime import thread_count
-    from stemgenre.separation.cache import StemCache
+    from stemgenre.separation.cache import open_cache
 
     features, folder = settings.features, Path(settings.paths.eda_dir)
     threads = thread_count(settings.machine)
-    cache = StemCache(
-        settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
-    )
+    cache = open_cache(settings)
     stats_cache = AudioStatsCache.of(settings)
     remove_stale_temp_files(folder, stats_cache.folder)
     if make_demo:
-        ensure_demo(settings.paths.data_dir, cache, features, runtime)
+        stem_cache = open_cache(settings, waves=STEMS)
+        ensure_demo(settings.paths.data_dir, stem_cache, features, runtime)
 
     not_own = extra_folders(settings.data)
     competition = load_competition(
         settings.paths.data_dir,
         num_classes="auto",
-        cache_dir=cache.folder,
+        cache_dir=settings.cache_folder,
         extra_folders=not_own,
     )
     summary = analyze_dataset(
         competition,
-        find_audio(Path(settings.paths.data_dir), skip=[cache.folder, *not_own]),
+        find_clips(Path(settings.paths.data_dir), skip=[settings.cache_folder, *not_own]),
         stats_cache,
         threads=threads,
         clip_seconds=features.clip_seconds,

@@ -21,7 +21,7 @@ from stemgenre import cli
 from stemgenre.data.find_files import natural_key
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
-from stemgenre.separation.cache import StemCache
+from stemgenre.separation.cache import StemCache, open_cache
 from stemgenre.settings import STEMS
 
 MAX_PEAK = 32767 / 32768  # of full scale, in 16-bit wav
@@ -36,11 +36,13 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     words, clips = cli.split_words(args.clips)
     settings = cli.parse_settings(words, demo=args.demo)
-    cache = StemCache(
-        settings.cache_folder,
-        model=settings.separation.separation_model,
-        sample_rate=settings.features.sr,
-    )
+    cache = open_cache(settings, waves=STEMS)
+    mix_only = settings.features.cached_waves != STEMS
+    if mix_only and not clips and not any(cache.folder.glob("*.npz")):
+        raise UserError(
+            f"CHANNELS=mix separates nothing, and {cache.folder} has no stems; python train.py "
+            f"CHANNELS={','.join(STEMS)} separates the clips"
+        )
     export_wavs(cache, clips, stems=args.stems, out=args.out)
 
 

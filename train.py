@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from stemgenre import cli, status
 from stemgenre.files import output_lock, remove_stale_temp_files, write_text
-from stemgenre.settings import format_settings
+from stemgenre.settings import STEMS, format_settings
 
 if TYPE_CHECKING:  # importing train.py does not load torch
     from stemgenre.training.members import MemberResult
@@ -51,7 +51,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.report.report import Report
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
-    from stemgenre.separation.cache import StemCache
+    from stemgenre.separation.cache import open_cache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
     from stemgenre.training.checkpoint import merge_models
@@ -61,22 +61,20 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
 
     paths, features, train = settings.paths, settings.features, settings.train
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
-    cache = StemCache(
-        settings.cache_folder, model=settings.separation.separation_model, sample_rate=features.sr
-    )
+    cache = open_cache(settings)
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)
         remove_stale_temp_files(cache.folder)
         write_text(paths.output("settings_used.py"), format_settings(settings))
     if make_demo:
-        ensure_demo(paths.data_dir, cache, features, runtime)
+        ensure_demo(paths.data_dir, open_cache(settings, waves=STEMS), features, runtime)
 
     # 1  files -> table of clips; of these, each network's own
     competition = load_competition(
         paths.data_dir,
         num_classes=settings.data.num_classes,
-        cache_dir=cache.folder,
+        cache_dir=settings.cache_folder,
         extra_folders=extra_folders(settings.data),
     )
     if runtime.is_main:
@@ -97,7 +95,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         for member in members:
             member.clean_folder(resuming=member in begun)
 
-    # 2  clips -> stems
+    # 2  clips -> stems, or with CHANNELS=mix their decoded waves
     summary = Summary()
     with summary.stage("separation"):
         clips = pd.concat([competition.train, competition.test, competition.extra])

@@ -27,10 +27,11 @@ from stemgenre.separation.cache import (
     HASHES_FILE,
     CacheError,
     StemCache,
-    StemSpool,
     cached_blocks,
+    open_cache,
 )
-from stemgenre.settings import STEMS
+from stemgenre.separation.entry_writer import StemSpool
+from stemgenre.settings import STEMS, load_settings
 
 SR = 22050
 
@@ -630,3 +631,53 @@ def test_spooled_blocks_become_the_same_entry_as_whole_stems(cache, source):
     spool.close()
     assert cache.path("train_1").read_bytes() == expected
     assert sorted(path.name for path in cache.folder.iterdir()) == ["train_0.npz", "train_1.npz"]
+
+
+# The mix alone
+
+
+@pytest.fixture
+def mix_cache(tmp_path):
+    settings = load_settings([f"DATA_DIR={tmp_path}", "CHANNELS=mix"])
+    return open_cache(settings)
+
+
+def test_a_mix_is_written_and_read_as_stems_are(mix_cache, source):
+    mix = noise()[:1]
+    mix_cache.write("train_0", mix, source)
+    assert mix_cache.is_current("train_0", source)
+    assert np.allclose(mix_cache.read("train_0", source=source), mix, rtol=1e-3)
+    assert mix_cache.path("train_0").stat().st_size < mix.size * 2 + 2000
+    with np.load(mix_cache.path("train_0")) as entry:
+        assert sorted(entry.files) == ["meta", "mix"]
+    assert read_meta(mix_cache.path("train_0"))["model"] == "none"
+    blocks = list(cached_blocks(mix_cache.path("train_0"), samples=77, waves=mix_cache.waves))
+    assert [block.shape for block in blocks] == [(1, 77)] * 3 + [(1, 69)]
+    spool = StemSpool(mix_cache)
+    for block in blocks:
+        spool.add(block)
+    spool.store("train_1", source)
+    spool.close()
+    assert np.array_equal(mix_cache.read("train_1"), mix_cache.read("train_0"))
+    rewrite(source, source.read_bytes()[::-1])
+    assert not mix_cache.is_current("train_0", source)
+
+
+def test_mixes_and_stems_leave_each_others_entries(mix_cache, source, tmp_path):
+    stem_cache = open_cache(load_settings([f"DATA_DIR={tmp_path}"]))
+    stem_cache.write("train_0", noise(), source)
+    assert not mix_cache.is_current("train_0", source)
+    mix_cache.write("train_0", noise()[:1], source)
+    both = open_cache(load_settings([f"DATA_DIR={tmp_path}", "CHANNELS=mix,vocals"]))
+    assert both.is_current("train_0", source), "the mix is the sum of the stems"
+    assert stem_cache.read("train_0").shape == (4, 300)
+    assert mix_cache.read("train_0").shape == (1, 300)
+
+
+def test_a_damaged_mix_is_removed_and_decoded_again(mix_cache, source):
+    mix_cache.write("train_0", noise()[:1], source)
+    mix_cache.path("train_0").write_bytes(mix_cache.path("train_0").read_bytes()[:300])
+    assert not mix_cache.is_current("train_0", source)
+    with pytest.raises(CacheError, match="run again to decode the clip"):
+        mix_cache.read("train_0")
+    assert not mix_cache.path("train_0").exists()

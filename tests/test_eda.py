@@ -191,7 +191,7 @@ def test_without_stems_the_page_has_the_rest(messy, browser, tmp_path):
     page = open_page(browser, tmp_path / "eda" / "index.html")
     assert page.problems() == []
     assert len(page.durations) == 2  # the mix of each genre
-    assert "No clips are separated yet" in page.text
+    assert "No clips are cached yet" in page.text
     for table in TABLES:
         assert read(messy[0], table).equals(read(tmp_path, table))
 

@@ -161,3 +161,16 @@ def test_entries_of_one_name_do_not_replace_each_other(cache, tmp_path):
         export_wavs(cache, ["train_2", str(other)], stems=["bass"], out=tmp_path / "wav")
     wave, _ = soundfile.read(tmp_path / "wav" / "train_2" / "bass.wav")
     assert np.abs(wave).max() < 0.5
+
+
+def test_without_stems_channels_mix_says_why_there_are_none(cache, tmp_path):
+    words = [f"DATA_DIR={tmp_path}", "CHANNELS=mix", "--out", tmp_path / "wav"]
+    done = run_python("export_separated_wav.py", *words, f"SEPARATION_CACHE_DIR={tmp_path}/empty")
+    assert done.returncode == 2
+    (line,) = [
+        line for line in done.stderr.splitlines() if "CHANNELS=mix separates nothing" in line
+    ]
+    assert "CHANNELS=vocals,drums,bass,other" in line
+    done = run_python("export_separated_wav.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(written(tmp_path / "wav")) == 12

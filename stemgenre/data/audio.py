@@ -1,12 +1,14 @@
 """Audio files -> waves: decode, resample, probe. libsndfile decodes; ffmpeg what it cannot.
 
-A file of any length is read block by block; reading a whole file is joining its blocks.
+A file of any length is read block by block; reading a whole file is joining its blocks. In place of
+a file, the folder of a song's stems (see find_files) is read as their sum.
 """
 
+import contextlib
+import itertools
 import math
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 import threading
@@ -18,17 +20,18 @@ import numpy as np
 import soundfile
 import soxr
 
+from stemgenre.data.find_files import stem_files
+from stemgenre.data.headers import UNKNOWN_LENGTH, check_size
 from stemgenre.errors import UserError
+from stemgenre.settings import STEMS
 
 BLOCK_SECONDS = 10  # s of audio decoded at a time
 MAX_BLOCK = 2**22  # samples: what a header claims as rate must not decide about memory
 MIN_SECONDS = 0.005  # s: less has no pitch, and after resampling perhaps no sample
 MAX_PEAK = 32768.0  # of full scale: 16-bit integers written as floats; float16 stems end at 65504
+STEM_TOLERANCE = 0.1  # s by which the stems of a song may differ in length
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz: a header that claims another is damaged
 MAX_SAMPLES_PER_BYTE = 10_000  # of a file: flac's longest blocks of silence hold half as many
-UNKNOWN_LENGTH = 2**62  # in samples or bytes; what is written for one not known is above
-UNKNOWN_SIZES = (range(1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 2**32))  # in 32 bits
-SLACK = 1024  # bytes that a header may promise too many: some count their own
 NO_HEADER = "it has no header that is known"
 AU_HEADER = 24  # bytes
 FFMPEG_SECONDS = 60.0  # s that ffmpeg may take for a block
@@ -53,8 +56,11 @@ class Probe:
 def probe(path: Path | str) -> Probe:
     """The Probe of an audio file, from its header; one without a length is decoded to measure it.
 
-    Raises UserError if it has no header, or one that cannot be true.
+    Of a song, that of its first stem. Raises UserError if it has no header, or one that cannot be
+    true.
     """
+    if Path(path).is_dir():
+        path = stem_files(path)[STEMS[0]]
     _check_file(path, "read")
     try:
         info = soundfile.info(os.fsencode(path))
@@ -83,10 +89,81 @@ def decode(path: Path | str) -> tuple[np.ndarray, int]:
 def read_blocks(path: Path | str) -> Iterator[tuple[np.ndarray, int]]:
     """Yields (block, rate in Hz) of a file: float32 of shape (samples, channels), full scale 1.
 
-    Raises UserError, at the end at the latest, if the file cannot be decoded or not to its end, is
-    empty, silent, shorter than MIN_SECONDS, or has samples that are NaN, infinite or above
-    MAX_PEAK.
+    Of a song, the sum of its stems, in one channel. Raises UserError, at the end at the latest, if
+    the file cannot be decoded or not to its end, is empty, silent, shorter than MIN_SECONDS, or has
+    samples that are NaN, infinite or above MAX_PEAK; for a song as read_stem_blocks does.
     """
+    if Path(path).is_dir():
+        blocks = read_stem_blocks(path)
+        with contextlib.closing(blocks):
+            for block, rate in blocks:
+                yield block.sum(axis=1, keepdims=True), rate
+        return
+    peak = yield from _read_file(path)
+    if peak == 0:
+        raise UserError(f"{path} is silent: every sample is zero")
+
+
+def read_stem_blocks(song: Path | str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields (block, rate in Hz) of a song's stems, float32 of shape (samples, 4), each mono.
+
+    They are those of its folder, in the order of STEMS, at the rate of the first; a silent one is
+    allowed. Raises UserError, at the end at the latest, if all are silent, if their lengths differ
+    by more than STEM_TOLERANCE, and as stem_files and read_blocks do.
+    """
+    rate, peaks = None, []
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for path in stem_files(song).values():
+            first, blocks = _begin(path, peaks)
+            stack.callback(blocks.close)
+            rate = rate or first[1]
+            mono = ((b.mean(1, keepdims=True), r) for b, r in itertools.chain([first], blocks))
+            streams.append(resample_blocks(mono, to_rate=rate))
+        lengths = yield from _join_stems(streams, rate)
+    if max(lengths) - min(lengths) > STEM_TOLERANCE * rate:
+        seconds = [f"{stem} {n / rate:.2f} s" for stem, n in zip(STEMS, lengths, strict=True)]
+        raise UserError(
+            f"the stems of {song} differ in length: {', '.join(seconds)}; cut or fill them"
+        )
+    if not any(peaks):
+        raise UserError(f"{song} is silent: every sample of its stems is zero")
+
+
+def _begin(path, peaks):
+    """(the first block, an iterator of the others) of a file, whose peak is added to `peaks`."""
+
+    def read():
+        peaks.append((yield from _read_file(path)))
+
+    blocks = read()
+    return next(blocks), blocks
+
+
+def _join_stems(streams, rate):
+    """Yields (block (samples, streams), rate); returns the number of samples of each stream.
+
+    Streams of (samples, 1) that end before others are filled with zeros.
+    """
+    parts = [np.empty((0, 1), np.float32)] * len(streams)  # read and not yet yielded
+    lengths, running = [0] * len(streams), list(range(len(streams)))
+    while running:
+        for i in tuple(running):
+            block = next(streams[i], None)
+            if block is None:
+                running.remove(i)
+            else:
+                lengths[i] += len(block)
+                parts[i] = np.concatenate([parts[i], block])
+        ready = min((len(parts[i]) for i in running), default=max(map(len, parts)))
+        if ready:
+            yield np.concatenate([_fit(part[:ready], ready) for part in parts], axis=1), rate
+            parts = [part[ready:] for part in parts]
+    return lengths
+
+
+def _read_file(path):
+    """Yields (block, rate) as read_blocks does, of a file; returns its peak."""
     _check_file(path, "decoded")
     samples, rate, peak = 0, 0, 0.0
     blocks = _blocks(path)
@@ -104,10 +181,9 @@ def read_blocks(path: Path | str) -> Iterator[tuple[np.ndarray, int]]:
         blocks.close()
     if not samples:
         raise UserError(f"{path} is empty: it holds no samples")
-    if peak == 0:
-        raise UserError(f"{path} is silent: every sample is zero")
     if samples < MIN_SECONDS * rate:
         raise UserError(f"{path} is too short: {samples} samples at {rate} Hz")
+    return peak
 
 
 def resample(wave: np.ndarray, *, from_rate: int, to_rate: int) -> np.ndarray:
@@ -169,7 +245,7 @@ def _peak(path, block):
 
 def _blocks(path):
     """(block, rate) of a file, from libsndfile, or from ffmpeg if libsndfile cannot open it."""
-    _check_size(path)
+    check_size(path)
     try:
         file = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.LibsndfileError, OSError) as error:
@@ -180,90 +256,6 @@ def _blocks(path):
         yield from _read_with_ffmpeg(path, NO_HEADER)
     else:
         yield from _read_with_libsndfile(path, file)
-
-
-def _check_size(path):
-    """Raises UserError if a file ends before its header says, or an .ogg lacks pages.
-
-    libsndfile believes the file's size instead, and takes a truncated file for a shorter one.
-    """
-    with Path(path).open("rb") as file:
-        there = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        if file.read(4) == b"OggS":
-            if not _has_all_pages(file, there):
-                raise UserError(f"{path} is truncated or damaged: it has not all of its pages")
-            return
-        file.seek(0)
-        try:
-            promised = _promised_size(file)
-        except struct.error:  # it ends within a header, which libsndfile names
-            return
-    if promised > there + SLACK:
-        raise UserError(
-            f"{path} is truncated: its header promises {promised} bytes, {there} are there"
-        )
-
-
-def _promised_size(file):
-    """The bytes that .au, .wav, .w64 and .aiff headers say a file has; 0: unknown, or others."""
-    magic = file.read(4)
-    if magic == b"riff":
-        return _w64_size(file)
-    order = {b".snd": ">", b"dns.": "<", b"RIFX": ">", b"FORM": ">"}
-    order |= dict.fromkeys((b"RIFF", b"RF64", b"BW64"), "<")
-    if magic not in order:
-        return 0
-    length = order[magic] + "I"
-    if magic in (b".snd", b"dns."):
-        offset, data = (struct.unpack(length, file.read(4))[0] for _ in range(2))
-        return 0 if _is_unknown(data) else offset + data
-    file.seek(12)
-    large = 0  # RF64's size of the sound, which 32 bits do not hold
-    while len(name := file.read(4)) == 4:
-        (data,) = struct.unpack(length, file.read(4))
-        if name in (b"data", b"SSND"):
-            if data == 0xFFFFFFFF and 0 < large < UNKNOWN_LENGTH:
-                return file.tell() + large
-            return 0 if _is_unknown(data) else file.tell() + data
-        if name == b"ds64":
-            _, large = struct.unpack("<QQ", file.read(16))
-            file.seek(-16, os.SEEK_CUR)
-        file.seek(data + data % 2, os.SEEK_CUR)
-    return 0
-
-
-def _is_unknown(size):
-    """Whether a size in 32 bits is what programs write that stream into a pipe."""
-    return any(size in sizes for sizes in UNKNOWN_SIZES)
-
-
-def _w64_size(file):
-    """_promised_size of an open .w64: chunks of a GUID, 64 bits of size (with both) and data."""
-    file.seek(40)
-    while len(name := file.read(16)) == 16:
-        (size,) = struct.unpack("<Q", file.read(8))
-        start = file.tell() - 24
-        if name[:4] == b"data":
-            return start + size if size < UNKNOWN_LENGTH else 0
-        if not 24 <= size < UNKNOWN_LENGTH:
-            return 0
-        file.seek(start + size + -size % 8)
-    return 0
-
-
-def _has_all_pages(file, size):
-    """Whether the pages of an open .ogg follow each other to one that ends the sound (RFC 3533)."""
-    end, is_last = 0, False
-    while True:
-        file.seek(end)
-        header = file.read(27)
-        if header[:4] != b"OggS" or len(header) < 27:
-            break
-        segments = file.read(header[26])
-        end += 27 + header[26] + sum(segments)
-        is_last = header[5] & 4 and len(segments) == header[26] and end <= size
-    return bool(is_last) and b"OggS" not in header + file.read()  # what taggers append is no page
 
 
 def _read_with_libsndfile(path, file):

@@ -14,8 +14,9 @@ import pandas as pd
 from stemgenre.data.find_files import (
     SYSTEM_FOLDERS,
     clip_names,
-    find_audio,
+    find_clips,
     find_master,
+    is_song,
     natural_key,
     near_names,
 )
@@ -37,6 +38,7 @@ LAYOUT = """\
         train_sound_1/...    the clips, in any folders below
         test_sound_1/...
 or, without masters, one folder of clips per genre: {data_dir}/blues/*.wav, {data_dir}/rock/*.wav
+in place of any clip.wav, a folder clip/ with its stems: vocals.wav, drums.wav, bass.wav, other.wav
 `python train.py --demo` tries everything on a synthesised competition, with nothing to download."""
 
 
@@ -74,7 +76,7 @@ def load_competition(
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise UserError(f"there is no data folder {data_dir}; {_expected_layout(data_dir)}")
-    audio = find_audio(data_dir, skip=[Path(cache_dir), *extra_folders])
+    audio = find_clips(data_dir, skip=[Path(cache_dir), *extra_folders])
     if not audio:
         nested = [
             folder
@@ -235,7 +237,7 @@ def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list
         name = PurePosixPath(text.replace("\\", "/"))
         if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
             raise UserError(f"{table} names {text!r}, which is not a file below the data folder")
-        found = [
+        found = _find_songs(name, by_name) or [
             path
             for path in by_name.get(name.name, ())
             if path.parts[-len(name.parts) :] == name.parts
@@ -256,6 +258,16 @@ def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list
             "unpack all sound folders there"
         )
     return paths
+
+
+def _find_songs(name, by_name):
+    """The folders of stems that a table's file name, with its suffix or without, can mean."""
+    return [
+        path
+        for meant in dict.fromkeys((name, name.with_suffix("")))
+        for path in by_name.get(meant.name, ())
+        if path.parts[-len(meant.parts) :] == meant.parts and is_song(path)
+    ]
 
 
 def read_targets(master: Path, labels: pd.DataFrame, label_master: Path) -> pd.DataFrame:

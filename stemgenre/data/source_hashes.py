@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from stemgenre.errors import ClipError
+from stemgenre.data.find_files import clip_sha256, stem_files
+from stemgenre.errors import ClipError, UserError
 from stemgenre.files import sha256
 
 SETTLED_SECONDS = 2.0  # since a file's last change: the times of some file systems are as coarse
@@ -39,6 +40,13 @@ def file_state(path: Path | str) -> FileState:
     return FileState(os.path.abspath(path), status.st_ino, *times, status.st_size)  # noqa: PTH100
 
 
+def clip_bytes(clip: Path | str) -> int:
+    """The size of a clip, of its file or of all its stems. Raises ClipError as file_state does."""
+    with _reading(clip):
+        files = stem_files(clip).values() if Path(clip).is_dir() else [clip]
+        return sum(file_state(file).size for file in files)
+
+
 class SourceHashes:
     """SHA-256 of source files; each file is read once, and again when its FileState has changed.
 
@@ -49,7 +57,14 @@ class SourceHashes:
         self.path = path
 
     def sha256(self, source: Path | str) -> str:
-        """The SHA-256 of the content of `source`, in hex. Raises ClipError if it cannot be read."""
+        """The SHA-256 of a clip's content, in hex: of a file, or of a song's stems.
+
+        Raises ClipError if it cannot be read.
+        """
+        with _reading(source):
+            return clip_sha256(source, self._file_sha256)
+
+    def _file_sha256(self, source):
         state = file_state(source)
         if digest := self._known.get(state):
             return digest
@@ -80,8 +95,10 @@ class SourceHashes:
 
 @contextlib.contextmanager
 def _reading(source):
-    """ClipError instead of OSError if an audio file is gone or cannot be read."""
+    """ClipError instead of other errors if a clip is gone, incomplete, or cannot be read."""
     try:
         yield
     except OSError as error:
         raise ClipError(f"{source} can no longer be read: {error.strerror}") from None
+    except UserError as error:  # a song that has lost a stem
+        raise ClipError(str(error)) from None

@@ -122,7 +122,8 @@ def _examples(summary, stem_stats, features):
             continue
         players = [
             audio_player(stem.float().numpy(), features.sr, label=label, seconds=PLAYER_SECONDS)
-            for label, stem in zip(STEMS, stems, strict=False)
+            for label, stem in zip(features.cached_waves, stems, strict=False)
+            if label != "mix"  # which has its player from the file
         ]
         examples.append(
             {
@@ -191,7 +192,7 @@ def _stems_context(stem_stats, features) -> dict[str, Any]:
             (genre, clips, _image(images[genre], features, alt=f"mean of {genre}", limits=limits))
             for genre, clips in zip(energy["genre"], energy["clips"], strict=True)
         ],
-        "energy_figure": _energy_figure(energy),
+        "energy_figure": _energy_figure(energy) if features.cached_waves == STEMS else "",
         "energy": energy,
         "names": STEMS,
     }

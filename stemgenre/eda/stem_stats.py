@@ -15,7 +15,7 @@ from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.features.log_mel import Frontend, RunningStats
 from stemgenre.prefetch import prefetch_map
 from stemgenre.separation.cache import StemCache, cached_blocks
-from stemgenre.settings import STEMS, FeatureSettings
+from stemgenre.settings import FeatureSettings
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,13 @@ MAX_CLIPS_PER_GENRE = 20  # of train: enough for a mean image, in seconds instea
 
 @dataclass(frozen=True)
 class StemStats:
-    """Statistics of the genres that have separated clips.
+    """Statistics of the genres that have cached clips.
 
-    `examples`: {genre: (clip, stems (4, samples), image (C, S, S) as the network gets it)};
-    `mean_images`: {genre: (C, S, S)}; `energy`: a table of genre, clips, and each stem's mean
-    fraction of the energy; `channel_stats`: (mean, standard deviation) in dB of each channel, with
-    which the images are standardised. All are of the first CLIP_SECONDS of each clip.
+    `examples`: {genre: (clip, waves (4 or 1, samples), image (C, S, S) as the network gets it)};
+    `mean_images`: {genre: (C, S, S)}; `energy`: a table of genre, clips, and the mean fraction of
+    the energy of each stem, or of the mix, which has all; `channel_stats`: (mean, standard
+    deviation) in dB of each channel, with which the images are standardised. All are of the first
+    CLIP_SECONDS of each clip.
     """
 
     examples: dict[str, tuple[str, torch.Tensor, torch.Tensor]]
@@ -51,13 +52,13 @@ def compute_stem_stats(
 ) -> StemStats | None:
     """The StemStats of a random sample of the training clips (columns clip, path, label).
 
-    `labels`: the genres in their order. None without separated clips, or once `stopped()`. The
+    `labels`: the genres in their order. None without cached clips, or once `stopped()`. The
     cache is read and left as it is.
     """
     sample = _sample(clips, cache, seed)
     sample = sample.sort_values("label", key=lambda c: c.map(labels.index), kind="stable")
     frontend, running_stats = Frontend(features, device=device), RunningStats()
-    readable, fractions = [], {}  # genre -> rows of four
+    readable, fractions = [], {}  # genre -> rows of a fraction for each wave
     for row, stems in _read_stems(sample, cache, frontend.clip_samples, threads, "stems"):
         readable.append(row.Index)
         running_stats.add(frontend.log_mel(stems))
@@ -80,13 +81,13 @@ def compute_stem_stats(
             return None
     energy = pd.DataFrame(
         [[genre, len(rows), *np.mean(rows, axis=0)] for genre, rows in fractions.items()],
-        columns=["genre", "clips", *STEMS],
+        columns=["genre", "clips", *cache.waves],
     )
     return StemStats(examples, mean_images, energy, frontend.channel_stats)
 
 
 def _sample(clips, cache, seed):
-    """Up to MAX_CLIPS_PER_GENRE separated clips of each label, drawn at random, in table order."""
+    """Up to MAX_CLIPS_PER_GENRE cached clips of each label, drawn at random, in table order."""
     order = np.random.default_rng(seed).permutation(len(clips))
     chosen, counts = [], {}
     for position in order:
@@ -99,10 +100,11 @@ def _sample(clips, cache, seed):
 
 
 def _read_stems(sample, cache, samples, threads, title):
-    """Yields (row, stems (4, up to `samples`)) of entries that can be read; warns of the others."""
+    """Yields (row, waves (C, up to `samples`)) of entries that can be read; warns of the others."""
 
     def read(row):
-        with contextlib.closing(cached_blocks(cache.path(row.clip), samples=samples)) as blocks:
+        blocks = cached_blocks(cache.path(row.clip), samples=samples, waves=cache.waves)
+        with contextlib.closing(blocks):
             return next(blocks)
 
     ahead = prefetch_map(read, sample.itertuples(), threads=threads, depth=2 * threads)

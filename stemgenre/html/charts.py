@@ -70,7 +70,7 @@ def image(
     limits: tuple[float, float] | np.ndarray,
 ) -> None:
     """The channels (C, S, S) of an image side by side, colours from limits[0] to limits[1]."""
-    all_axes = figure.subplots(1, len(names), sharey=True)
+    all_axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     low, high = limits
     for axes, channel, name in zip(all_axes, channels, names, strict=True):
         shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)

@@ -6,7 +6,8 @@ print(prediction.genre, prediction.confidence)
 
 A file that is longer than the model's clips is classified in windows of that length, half
 overlapping; their probabilities are averaged. Stems come block by block (separation.separate) and
-windows are cut from them as they come, so that memory does not grow with a file's length.
+windows are cut from them as they come, so that memory does not grow with a file's length. A model
+of CHANNELS=mix needs no stems, and no Demucs: its windows are cut from the decoded file.
 """
 
 import itertools
@@ -24,9 +25,11 @@ from stemgenre.predict.prediction import Prediction, Segment
 from stemgenre.prefetch import batch_values, prefetch
 from stemgenre.runtime import MicroBatch, pick_device
 from stemgenre.separation.cache import CacheError, StemCache, cached_blocks
+from stemgenre.separation.decode import EndOfFile, decode_files
 from stemgenre.separation.demucs_model import Separator, is_plain_name
-from stemgenre.separation.separate import EndOfFile, EntryWriter, separate_files
-from stemgenre.settings import SeparationSettings, load_settings
+from stemgenre.separation.entry_writer import EntryWriter
+from stemgenre.separation.separate import separate_files
+from stemgenre.settings import STEMS, SeparationSettings, load_settings
 from stemgenre.training.inference import (
     LoadedModel,
     amp_type,
@@ -46,7 +49,7 @@ NOT_DEMUCS = ("synthesised",)  # what the demo's stems are recorded as separated
 class _Window:
     start: float  # s
     end: float
-    stems: torch.Tensor  # (4, samples)
+    stems: torch.Tensor  # (4, samples), or the mix, (1, samples)
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,14 @@ class Classifier:
         self.separation, self.device, self.threads = separation, device, threads
         self.micro_batch = MicroBatch(batch_size)
         self.amp_dtype = amp_type(device, use_amp)
-        self.cache = stems and StemCache(
-            stems, model=separation.separation_model, sample_rate=self.features.sr
-        )
+        self.separates = self.features.cached_waves == STEMS
+        if stems and not self.separates:
+            log.warning("nothing is separated for a model of CHANNELS=mix: %s gets no stems", stems)
+        self.cache = None
+        if stems and self.separates:
+            self.cache = StemCache(
+                stems, model=separation.separation_model, sample_rate=self.features.sr
+            )
         self._separator = None
 
     @classmethod
@@ -119,11 +127,11 @@ class Classifier:
 
         device: as the setting DEVICE. separation_model: the Demucs model; without it the one that
         model was trained with, or else that of `separation`, which has the other settings of the
-        separation. stems: a folder in which the stems are kept and found again. batch_size:
-        windows per forward pass. use_amp: autocast on CUDA. tta: further views of each window,
-        averaged. threads: files decoded at a time. Raises UserError if a file is not there or does
-        not hold a whole model, or for models that cannot be averaged. Demucs itself is loaded when
-        it is first needed.
+        separation. stems: a folder in which the stems are kept and found again; a model of
+        CHANNELS=mix has none. batch_size: windows per forward pass. use_amp: autocast on CUDA.
+        tta: further views of each window, averaged. threads: files decoded at a time. Raises
+        UserError if a file is not there or does not hold a whole model, or for models that cannot
+        be averaged. Demucs itself is loaded when it is first needed.
         """
         if not isinstance(device, torch.device):
             device = pick_device(device)
@@ -191,10 +199,17 @@ class Classifier:
         for is_cached, group in itertools.groupby(files, key=lambda file: file.blocks is not None):
             if is_cached:
                 yield from prefetch(cached(group), depth=READ_AHEAD)
+                continue
+            pairs = ((file, file.path) for file in group)
+            if self.separates:
+                yield from separate_files(pairs, self._loaded_separator(), threads=self.threads)
             else:
-                separator = self._loaded_separator()
-                pairs = ((file, file.path) for file in group)
-                yield from separate_files(pairs, separator, threads=self.threads)
+                yield from decode_files(
+                    pairs,
+                    waves=self.features.cached_waves,
+                    sample_rate=self.features.sr,
+                    threads=self.threads,
+                )
 
     def _open(self, paths):
         """Yields the _File of each path, with the blocks of its stems if they are cached."""

@@ -34,7 +34,7 @@ from stemgenre.html.page import (
 )
 from stemgenre.report import metrics
 from stemgenre.runtime import Runtime, describe_device
-from stemgenre.settings import CONFIG_FILE, STEMS, Settings, read_settings_file
+from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import LoadedModel, load_models
 from stemgenre.training.members import Member, MemberResult, Predictions, accuracy_interval
@@ -274,7 +274,7 @@ class Report:
                     alt=f"the channels of {clip['file_name']}",
                     height=3,
                 ),
-                "players": _players(clip["path"], stems.float().cpu().numpy(), features.sr),
+                "players": _players(clip["path"], stems.float().cpu().numpy(), features),
             }
 
     def _test_clips(self, logits):
@@ -306,12 +306,19 @@ class Report:
     def _environment(self):
         rows = {
             "Python": f"{platform.python_version()} on {platform.platform()}",
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
             "device": describe_device(self.runtime.device),
             "processes": str(self.runtime.world_size),
             "commit": _commit() or "not a git checkout",
         }
         return pd.DataFrame(list(rows.items()), columns=["name", "version"])
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # Demucs, which CHANNELS=mix does not need
 
 
 def _accuracy_details(correct, clips):
@@ -338,14 +345,14 @@ def _curves(state):
     ]
 
 
-def _players(path, stems, rate):
-    """Players of the clip's file and of its stems (4, samples)."""
+def _players(path, waves, features):
+    """Players of the clip's file and of its stems, (4, samples), or of its mix, (1, samples)."""
     try:
         players = [audio_player(*decode(path), label="the clip")]
     except UserError as error:  # the file has been removed since it was separated
         players = [Markup("<p>{}</p>").format(error)]
-    for stem, wave in zip(STEMS, stems, strict=True):
-        players.append(audio_player(wave, rate, label=stem))
+    for name, wave in zip(features.cached_waves, waves, strict=True):
+        players.append(audio_player(wave, features.sr, label=name))
     return players
 
 

@@ -1,8 +1,9 @@
-"""The stems of each clip as one .npz: which entries are current, atomic writes, checked reads.
+"""The waves of each clip as one .npz: which entries are current, atomic writes, checked reads.
 
 An entry has the float16 arrays vocals, drums, bass and other, not compressed, and `meta`: JSON
 that says what they were made from. Entries without meta, in float32, compressed or with an extra
-`original`, are read too: the older form of this cache.
+`original`, are read too: the older form of this cache. For CHANNELS=mix, the entries of another
+folder have the array mix alone, and nothing is separated.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import json
 import math
 import os
 import stat
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -21,15 +21,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes, file_state
+from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes, clip_bytes, file_state
 from stemgenre.errors import ClipError, UserError, first_line
 from stemgenre.files import atomic_write
-from stemgenre.settings import STEMS
+from stemgenre.settings import STEMS, Settings
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+MIX = ("mix",)  # the waves of an entry for CHANNELS=mix
+MIX_FOLDER = "mix"  # below SEPARATION_CACHE_DIR: its entries, so that stems are never replaced
+NO_MODEL = "none"  # in their meta
+OWN_STEMS = "files"  # in the meta of stems that are the files of a song's folder
 LENGTH_TOLERANCE = 0.01  # of a clip's length, between it and an entry without meta
 MAX_MEMBER_BYTES = 4 * 3600 * 48000 * 4  # 4 h at 48 kHz in float32
 MAX_DEFLATE_RATIO = 1032  # bytes that a deflated byte can expand to
@@ -45,12 +49,23 @@ class CacheError(ClipError):
 
 
 class StemCache:
-    """The entries of one folder, for stems of one model at one sample rate (Hz)."""
+    """The entries of one folder, for stems of one model at one sample rate (Hz).
 
-    def __init__(self, folder: Path | str, *, model: str, sample_rate: int):
+    `waves` names the arrays of its entries: STEMS, or MIX.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        model: str,
+        sample_rate: int,
+        waves: tuple[str, ...] = STEMS,
+    ):
         self.folder = Path(folder)
         self.model = model
         self.sample_rate = sample_rate
+        self.waves = waves
         self._source_hashes = SourceHashes(self.folder / HASHES_FILE)
 
     def path(self, clip: str) -> Path:
@@ -72,9 +87,9 @@ class StemCache:
             if not path.is_file():
                 return False
             with zipfile.ZipFile(path) as archive:
-                sizes = {archive.getinfo(f"{stem}.npy").file_size for stem in STEMS}
+                sizes = {archive.getinfo(f"{name}.npy").file_size for name in self.waves}
                 meta = _read_meta(archive)
-                samples = _open_stems(archive)[1] if meta is None else None
+                samples = _open_waves(archive, self.waves)[1] if meta is None else None
         except UNREADABLE:
             return False
         if len(sizes) != 1:
@@ -84,12 +99,17 @@ class StemCache:
         expected = {
             "format": FORMAT,
             "sample_rate": self.sample_rate,
-            "model": self.model,
+            "model": self._model_for(source),
             "source": os.path.basename(source),  # noqa: PTH119 half the time of Path's
         }
         if any(meta.get(key) != value for key, value in expected.items()):
             return False
         return meta.get("source_sha256") == self.hash_source(source)
+
+    def _model_for(self, source):
+        """What the meta of the clip's entry has as its model."""
+        own = self.waves == STEMS and os.path.isdir(source)  # noqa: PTH112 half Path's time
+        return OWN_STEMS if own else self.model
 
     def made_by(self, clip: str) -> str | None:
         """The model that a clip's entry was made with; None if there is none or it is damaged."""
@@ -105,6 +125,8 @@ class StemCache:
 
         A file without a header that libsndfile reads has an unknown length, which nothing fits.
         """
+        if os.path.isdir(source):  # noqa: PTH112 a song's folder: no older pipeline knew it
+            return False
         from stemgenre.data import audio  # only here: the export needs neither it nor librosa
 
         file_state(source)  # raises ClipError if it is gone
@@ -121,33 +143,37 @@ class StemCache:
         source: Path | str | None = None,
         section: Callable[[int], tuple[int, int]] | None = None,
     ) -> np.ndarray:
-        """The stems of a clip: (4, samples), float16 or float32 as stored, in the order of STEMS.
+        """The waves of a clip: (4, samples) of STEMS or (1, samples) of MIX, float16 or float32.
 
         `section` gives, for the clip's length in samples, (start, stop) of what is wanted. Raises
         CacheError with the reason if the entry is damaged: it is then removed, so that the next run
-        separates the clip again. Raises CacheError, too, if it is another run's: of another model,
+        makes it again. Raises CacheError, too, if it is another run's: of another model,
         rate or, with `source`, another audio file.
         """
         path = self.path(clip)
+        action = "separate" if self.waves == STEMS else "decode"
         try:
-            stems, meta = _read_entry(path, section)
+            waves, meta = _read_entry(path, self.waves, section)
         except CacheError as error:
             try:
                 path.unlink(missing_ok=True)
             except OSError:  # a read-only cache
-                raise CacheError(f"{error}; delete it to separate the clip again") from None
-            raise CacheError(f"{error}; it was removed, run again to separate the clip") from None
+                raise CacheError(f"{error}; delete it to {action} the clip again") from None
+            raise CacheError(f"{error}; it was removed, run again to {action} the clip") from None
         if meta is not None:
             self._check_own(path, meta, source)
-        return stems
+        return waves
 
     def _check_own(self, path, meta, source):
         """Raises CacheError for the stems of another run that shares the folder."""
         way_out = "does another run use this cache? Set SEPARATION_CACHE_DIR elsewhere, run again"
         model, rate = meta.get("model"), meta.get("sample_rate")
-        if (model, rate) != (self.model, self.sample_rate):
+        expected = self._model_for(source) if source else self.model
+        if model == OWN_STEMS and not (source and Path(source).exists()):
+            expected = model  # of a song, as far as can be told
+        if (model, rate) != (expected, self.sample_rate):
             raise CacheError(
-                f"{path} has stems by {model} at {rate} Hz instead of {self.model} at "
+                f"{path} has stems by {model} at {rate} Hz instead of {expected} at "
                 f"{self.sample_rate} Hz; {way_out}"
             )
         try:
@@ -165,42 +191,42 @@ class StemCache:
             meta = _read_meta(archive)
         if meta is not None:
             self._check_own(self.path(clip), meta, source)
-        yield from cached_blocks(self.path(clip), samples=samples)
+        yield from cached_blocks(self.path(clip), waves=self.waves, samples=samples)
 
     def read_file(self, path: Path | str) -> tuple[np.ndarray, int]:
-        """(stems, sample rate in Hz) of any entry; without meta, it has the rate of this cache.
+        """(waves, sample rate in Hz) of any entry; without meta, it has the rate of this cache.
 
         Raises CacheError if the entry is damaged, UserError if the disk cannot be read.
         """
-        stems, meta = _read_entry(path)
-        return stems, (meta or {}).get("sample_rate", self.sample_rate)
+        waves, meta = _read_entry(path, self.waves)
+        return waves, (meta or {}).get("sample_rate", self.sample_rate)
 
     def write(
         self,
         clip: str,
-        stems: np.ndarray,
+        waves: np.ndarray,
         source: Path | str,
         *,
         precision: str = "float32",
         source_sha256: str | None = None,
     ) -> None:
-        """Stores stems (4, samples), separated from the audio file `source` in `precision`.
+        """Stores waves (4 or 1, samples), made from the audio file `source` in `precision`.
 
-        `source_sha256` is hash_source(source) from before it was decoded: a file that changed
-        meanwhile is separated again by the next run. Without it, `source` is hashed now. Raises
-        ClipError if the stems are NaN or infinite or `source` no longer exists, UserError if the
-        entry cannot be written.
+        `source` can be a song's folder, too. `source_sha256` is hash_source(source) from before it
+        was decoded: a file that changed meanwhile is done again by the next run. Without it,
+        `source` is hashed now. Raises ClipError if the waves are NaN or infinite or `source` no
+        longer exists, UserError if the entry cannot be written.
         """
         meta = {
             "format": FORMAT,
             "sample_rate": self.sample_rate,
-            "model": self.model,
+            "model": self._model_for(source),
             "precision": precision,
             "source": Path(source).name,
-            "source_bytes": file_state(source).size,
+            "source_bytes": clip_bytes(source),
             "source_sha256": source_sha256 or self.hash_source(source),
         }
-        arrays = dict(zip(STEMS, np.asarray(stems, dtype=np.float16), strict=True))
+        arrays = dict(zip(self.waves, np.asarray(waves, dtype=np.float16), strict=True))
         if not all(np.isfinite(wave).all() for wave in arrays.values()):
             raise CacheError(
                 f"separating {source} produced NaN or infinite samples; remove or replace the file"
@@ -209,15 +235,30 @@ class StemCache:
             np.savez(file, **arrays, meta=np.array(json.dumps(meta)))
 
 
-def cached_blocks(path: Path | str, *, samples: int) -> "Iterator[torch.Tensor]":
-    """Yields stems (4, up to `samples`) of an entry, as stored: memory is that of one block.
+def open_cache(settings: Settings, *, waves: tuple[str, ...] | None = None) -> StemCache:
+    """The cache of `waves`, STEMS or MIX, in SEPARATION_CACHE_DIR; by default what CHANNELS needs.
+
+    They lie in different folders: a run of CHANNELS=mix leaves separated stems as they are.
+    """
+    waves, sample_rate = waves or settings.features.cached_waves, settings.features.sr
+    if waves == MIX:
+        folder = settings.cache_folder / MIX_FOLDER
+        return StemCache(folder, model=NO_MODEL, sample_rate=sample_rate, waves=MIX)
+    model = settings.separation.separation_model
+    return StemCache(settings.cache_folder, model=model, sample_rate=sample_rate)
+
+
+def cached_blocks(
+    path: Path | str, *, samples: int, waves: tuple[str, ...] = STEMS
+) -> "Iterator[torch.Tensor]":
+    """Yields `waves` (4 or 1, up to `samples`) of an entry, as stored: memory is that of one block.
 
     Raises CacheError before the first block if the entry is damaged.
     """
     import torch  # only here: is_current and the export need none
 
     with _open_entry(path) as archive:
-        files, length, dtype = _open_stems(archive)
+        files, length, dtype = _open_waves(archive, waves)
         meta = _read_meta(archive)
         _check_crc(archive)
         for start in range(0, length, samples):
@@ -226,64 +267,22 @@ def cached_blocks(path: Path | str, *, samples: int) -> "Iterator[torch.Tensor]"
             yield torch.from_numpy(block)
 
 
-class StemSpool:
-    """Collects a file's stems on disk, block by block, until the cache's entry can be written."""
-
-    def __init__(self, cache: StemCache):
-        self.cache = cache
-        with self._named_errors():
-            cache.folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=cache.folder)  # noqa: SIM115 see close
-
-    def add(self, stems: "torch.Tensor") -> None:
-        """Appends stems (4, n) float16. Raises UserError if the disk is full."""
-        with self._named_errors():
-            self.file.write(stems.T.contiguous().numpy())
-
-    def store(
-        self,
-        clip: str,
-        source: Path | str,
-        *,
-        precision: str = "float32",
-        source_sha256: str | None = None,
-    ) -> None:
-        """Writes the entry, as StemCache.write does, without holding the stems in memory."""
-        with self._named_errors():
-            self.file.flush()
-            stems = np.memmap(self.file, np.float16, mode="r").reshape(-1, len(STEMS))
-            self.cache.write(
-                clip, stems.T, source, precision=precision, source_sha256=source_sha256
-            )
-
-    def close(self) -> None:
-        """Frees the disk space."""
-        self.file.close()
-
-    @contextlib.contextmanager
-    def _named_errors(self):
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.cache.folder} cannot be written: {error.strerror}") from None
-
-
-def _read_entry(path, section=None) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """(stems, meta) of an entry; meta is None in the older form. Raises as _open_entry does."""
+def _read_entry(path, waves, section=None) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """(the waves, meta) of an entry; meta is None in the older form. Raises as _open_entry does."""
     with _open_entry(path) as archive:
-        files, length, dtype = _open_stems(archive)  # before np.load allocates what a header claims
+        files, length, dtype = _open_waves(archive, waves)  # before np.load trusts a header
         start, stop = section(length) if section else (0, length)
         if stop - start > length // 2:
             with np.load(path, allow_pickle=False) as entry:
-                stems = np.stack([entry[f"{stem}.npy"][start:stop] for stem in STEMS])
+                arrays = np.stack([entry[f"{name}.npy"][start:stop] for name in waves])
         else:  # of a long clip, no more is held than is wanted
             _check_crc(archive)
             for file in files:
                 file.seek(start * dtype.itemsize, os.SEEK_CUR)
-            stems = _read_values(files, stop - start, dtype)
+            arrays = _read_values(files, stop - start, dtype)
         meta = _read_meta(archive)
-        _check_finite(stems, meta)
-    return stems, meta
+        _check_finite(arrays, meta)
+    return arrays, meta
 
 
 @contextlib.contextmanager
@@ -305,12 +304,12 @@ def _open_entry(path):
         raise CacheError(f"{path} cannot be read as stems ({first_line(error)})") from None
 
 
-def _open_stems(archive) -> tuple[list[BinaryIO], int, np.dtype]:
-    """(members at their first value, samples, dtype) of an entry's four stems.
+def _open_waves(archive, waves) -> tuple[list[BinaryIO], int, np.dtype]:
+    """(members at their first value, samples, dtype) of an entry's `waves`.
 
     Raises ValueError unless they are arrays of one length and one float type.
     """
-    files, shapes, dtypes = zip(*(_open_array(archive, stem) for stem in STEMS), strict=True)
+    files, shapes, dtypes = zip(*(_open_array(archive, name) for name in waves), strict=True)
     if len(set(shapes)) != 1 or len(set(dtypes)) != 1:
         raise ValueError("its stems differ in shape or type")
     if dtypes[0].kind != "f" or len(shapes[0]) != 1 or shapes[0][0] == 0:

@@ -1,4 +1,4 @@
-"""Audio files -> stems: decoding ahead, Demucs in batches, writing behind.
+"""Audio files -> cached stems: decoding ahead, Demucs in batches, writing behind.
 
 A file of any length is separated in chunks, each by itself, so that memory does not grow with it.
 Demucs works in windows that begin every `stride` samples and fade into each other. A chunk
@@ -10,6 +10,7 @@ are the stems of the file. A clip of up to 100 s is a single chunk.
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -25,16 +26,17 @@ from tqdm import tqdm
 
 from stemgenre.data import audio
 from stemgenre.errors import ClipError, UserError
-from stemgenre.prefetch import batch_values, prefetch, prefetch_map
+from stemgenre.prefetch import batch_values
 from stemgenre.runtime import Runtime, thread_count
-from stemgenre.separation.cache import StemCache, StemSpool
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.decode import EndOfFile, decode_files, read_ahead
 from stemgenre.separation.demucs_model import Separator
+from stemgenre.separation.entry_writer import EntryWriter
 from stemgenre.settings import STEMS, Settings
 
 log = logging.getLogger(__name__)
 
 KEPT_STRIDES = 16  # kept of a chunk, per stride of margin: the margins cost an eighth
-READ_AHEAD = 2  # further chunks of a long file, decoded while another is separated
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,6 @@ class Chunk:
     origin: int
     keep_start: int
     keep_end: int
-
-
-@dataclass(frozen=True)
-class EndOfFile:
-    """Follows a file's last stems: their precision, or the error that the file ended with."""
-
-    precision: str | None = None
-    error: UserError | None = None
-
-
-@dataclass
-class _Source:
-    """A file that is being separated."""
-
-    key: Any
-    path: Path
-    precision: str | None = None
-    error: UserError | None = None
 
 
 def separate_files(
@@ -82,7 +66,14 @@ def separate_files(
     of several files share a batch. Once `should_stop`, nothing more is read; a file that is then
     incomplete gets no EndOfFile. Raises UserError for what stops all files alike.
     """
-    chunks = _read_ahead(files, separator, threads, should_stop)
+    depth = max(separator.micro_batch.size, threads)
+    chunks = read_ahead(
+        files,
+        lambda path: read_chunks(path, separator),
+        threads=threads,
+        depth=depth,
+        should_stop=should_stop,
+    )
     separated = batch_values(
         chunks,
         Chunk,
@@ -104,39 +95,6 @@ def separate_files(
             if not source.error:  # half precision in any part of it is half precision
                 source.precision = min(precision, source.precision or precision)
                 yield source.key, stems
-
-
-def _read_ahead(files, separator, threads, should_stop):
-    """Yields (_Source, Chunk) of each file, then (_Source, None).
-
-    The beginnings of the next files are decoded in threads, a long file's further chunks in one.
-    """
-
-    def begin(item):
-        chunks = read_chunks(item[1], separator)
-        return next(chunks), chunks
-
-    depth = max(separator.micro_batch.size, threads)
-    with contextlib.closing(prefetch_map(begin, files, threads=threads, depth=depth)) as begun:
-        for (key, path), future in begun:
-            if should_stop():
-                return
-            source = _Source(key, path)
-            try:
-                chunk, rest = future.result()
-                yield source, chunk
-                with contextlib.closing(prefetch(rest, depth=READ_AHEAD)) as further:
-                    for chunk in further:
-                        if should_stop():
-                            return
-                        if source.error:
-                            break
-                        yield source, chunk
-            except UserError as error:
-                source.error = error
-            except MemoryError:
-                source.error = UserError(f"{path} cannot be decoded: not enough memory")
-            yield source, None
 
 
 def _separate_chunks(chunks, separator):
@@ -191,106 +149,93 @@ def _cut(blocks, stride, *, margin, kept):
     yield Chunk(buffer, origin, start - origin, buffer.shape[1])
 
 
-class EntryWriter:
-    """Writes a file's stems, as they come block by block, as one entry of the cache.
-
-    A single block is held in memory; more of them are collected on the disk.
-    """
-
-    def __init__(
-        self, cache: StemCache, clip: str, source: Path, *, source_sha256: str | None = None
-    ) -> None:
-        """`source_sha256` is the hash of `source` from before it was decoded."""
-        self.cache, self.clip, self.source = cache, clip, source
-        self.source_sha256 = source_sha256
-        self.block: torch.Tensor | None = None
-        self.spool: StemSpool | None = None
-        self.is_out_of_memory = False
-
-    def add(self, stems: torch.Tensor) -> None:
-        """Takes in stems (4, samples) float16. Raises UserError if the disk is full."""
-        try:
-            if self.block is None:
-                self.block = stems.cpu()
-                return
-            if self.spool is None:
-                self.spool = StemSpool(self.cache)
-                self.spool.add(self.block)
-            self.spool.add(stems.cpu())
-        except MemoryError:
-            self.is_out_of_memory = True  # which finish() says
-
-    def finish(self, precision: str) -> None:
-        """Writes the entry.
-
-        Raises ClipError and UserError as StemCache.write does, ClipError if memory runs out.
-        """
-        with contextlib.closing(self):
-            made_by = {"precision": precision, "source_sha256": self.source_sha256}
-            try:
-                if self.is_out_of_memory:
-                    raise MemoryError
-                if self.spool:
-                    self.spool.store(self.clip, self.source, **made_by)
-                else:
-                    self.cache.write(self.clip, self.block.numpy(), self.source, **made_by)
-            except MemoryError:
-                raise ClipError(
-                    f"the stems of {self.source} cannot be stored: not enough memory"
-                ) from None
-
-    def close(self) -> None:
-        """Frees the disk space of stems that were collected."""
-        if self.spool:
-            self.spool.close()
-
-
 def separate_missing(
     clips: pd.DataFrame, cache: StemCache, settings: Settings, runtime: Runtime
 ) -> None:
     """Puts into `cache` every clip of `clips` (columns clip, path) that it does not hold yet.
 
-    Each process separates its part of them. A clip that fails does not stop the others: all
-    failures are named at the end in one UserError, and the good ones stay cached. Raises
-    Interrupted, with what is separated cached, if a stop was requested.
+    Songs whose stems are there, and all clips for a cache of the mix alone, are only decoded: then
+    Demucs is not needed. Each process does its part of the clips. A clip that fails does not stop
+    the others: all failures are named at the end in one UserError, and the good ones stay cached.
+    Raises Interrupted, with what is done cached, if a stop was requested.
     """
+    stems = cache.waves == STEMS
+    name, done, failed = (
+        ("stems", "separated", "clips could not be separated; the others are cached")
+        if stems
+        else ("clips", "decoded", "clips could not be decoded; the others are cached")
+    )
     todo = [row for row in clips.drop_duplicates("clip").itertuples() if _is_missing(cache, row)]
     runtime.all_gather(None)  # nobody writes before everybody has looked
     if not todo:
-        log.info("stems: all %d clips are cached in %s", len(clips), cache.folder)
+        log.info("%s: all %d clips are cached in %s", name, len(clips), cache.folder)
         return
-    log.info(
-        "stems: %d of %d clips are to be separated by %s on %s into %s",
-        len(todo),
-        len(clips),
-        settings.separation.separation_model,
-        runtime.device,
-        cache.folder,
-    )
+    to_decode = [row for row in todo if not stems or Path(row.path).is_dir()]
+    to_separate = [row for row in todo if stems and not Path(row.path).is_dir()]
+    if to_decode:
+        log.info(
+            "%s: %d of %d clips %s decoded into %s",
+            *(name, len(to_decode), len(clips), "have their own, to be" if stems else "are to be"),
+            cache.folder,
+        )
+    if to_separate:
+        log.info(
+            "stems: %d of %d clips are to be separated by %s on %s into %s",
+            *(len(to_separate), len(clips), cache.model, runtime.device, cache.folder),
+        )
     runtime.status.stage("separation", total=len(todo))
-    seconds = [_seconds(row.path, settings.features.clip_seconds) for row in todo]
-    _check_disk(sum(seconds), cache, settings.features)
-    separator = Separator(
-        settings.separation, sample_rate=settings.features.sr, device=runtime.device
-    )
-    longest_first = sorted(range(len(todo)), key=lambda i: -seconds[i])
-    rows = [todo[i] for i in longest_first[runtime.rank :: runtime.world_size]]
-    failures = _separate_into(cache, rows, separator, thread_count(settings.machine), runtime)
+    seconds = {row.clip: _seconds(row.path, settings.features.clip_seconds) for row in todo}
+    _check_disk(sum(seconds.values()), cache)
+
+    def part(rows):
+        """This process's part of the clips: the longest first, so that all end together."""
+        longest_first = sorted(rows, key=lambda row: -seconds[row.clip])
+        return longest_first[runtime.rank :: runtime.world_size]
+
+    threads, failures = thread_count(settings.machine), []
+    if to_separate:  # before the decoding: loading it can fail
+        separator = Separator(
+            settings.separation, sample_rate=cache.sample_rate, device=runtime.device
+        )
+    if to_decode:
+        decode = functools.partial(
+            decode_files, waves=cache.waves, sample_rate=cache.sample_rate, threads=threads
+        )
+        failures += _write_entries(
+            cache, part(to_decode), decode, runtime, pending=lambda: 4 * threads
+        )[0]
+    if to_separate:
+        failures += _separate_into(cache, part(to_separate), separator, threads, runtime)
     if runtime.sync_stop():
-        log.info("stems: stopped; separated clips stay cached, the same command resumes")
+        log.info("%s: stopped; %s clips stay cached, the same command resumes", name, done)
         raise runtime.interrupted()
     failures = [line for lines in runtime.all_gather(failures) for line in lines]
     if failures:
         raise UserError(
-            f"{len(failures)} clips could not be separated; the others are cached:\n"
-            + "\n".join(f"    {line}" for line in failures)
+            f"{len(failures)} {failed}:\n" + "\n".join(f"    {line}" for line in failures)
         )
 
 
 def _separate_into(cache, rows, separator, threads, runtime):
     """Separates the clips of `rows` into the cache; returns a line for each one that failed."""
-    failures, writes, writer = [], collections.deque(), None
-    samples, overflowed, started = 0, 0, time.monotonic()
+    separate = functools.partial(separate_files, separator=separator, threads=threads)
+    failures, precisions = _write_entries(
+        cache, rows, separate, runtime, pending=lambda: 4 * separator.micro_batch.size
+    )
+    overflowed = precisions["float32"] if separator.half else 0
+    if overflowed:
+        log.warning("stems: half precision overflowed in %d clips: done in float32", overflowed)
+    return failures
+
+
+def _write_entries(cache, rows, process, runtime, *, pending):
+    """Caches what `process`, separate_files or decode_files, makes of the clips of `rows`.
+
+    Returns (a line for each clip that failed, a Counter of the precisions). At most pending()
+    writes wait for the disk.
+    """
+    failures, precisions, writes, writer = [], collections.Counter(), collections.deque(), None
+    samples, started = 0, time.monotonic()
     hashes = {}  # of clips, from before they are decoded
 
     def missing_clips():
@@ -300,16 +245,12 @@ def _separate_into(cache, rows, separator, threads, runtime):
                     hashes[row.clip] = cache.hash_source(row.path)
                 yield row, row.path
 
-    results = separate_files(
-        missing_clips(),
-        separator,
-        threads=threads,
-        should_stop=lambda: bool(runtime.stop.signal_number),
-    )
+    results = process(missing_clips(), should_stop=lambda: bool(runtime.stop.signal_number))
+    name = "stems" if cache.waves == STEMS else "clips"
     with (
         contextlib.closing(results),
-        concurrent.futures.ThreadPoolExecutor(1) as pool,  # writes while the next are separated
-        tqdm(total=len(rows), desc="stems", unit="clip", disable=not runtime.is_main) as bar,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,  # writes while the next are processed
+        tqdm(total=len(rows), desc=name, unit="clip", disable=not runtime.is_main) as bar,
     ):
         for row, value in results:
             writer = writer or EntryWriter(
@@ -323,24 +264,22 @@ def _separate_into(cache, rows, separator, threads, runtime):
                 writes.append(pool.submit(writer.close))
             else:
                 writes.append(pool.submit(writer.finish, value.precision))
-                overflowed += separator.half and value.precision == "float32"
+                precisions[value.precision] += 1
             if isinstance(value, EndOfFile):
                 writer = None
-                speed = samples / separator.sample_rate / (time.monotonic() - started)
+                speed = samples / cache.sample_rate / (time.monotonic() - started)
                 bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
                 bar.update()
                 runtime.status.add_clips(runtime.world_size)
-            while len(writes) > 4 * separator.micro_batch.size or (writes and writes[0].done()):
+            while len(writes) > pending() or (writes and writes[0].done()):
                 _finish(writes.popleft(), failures)
         for write in writes:
             _finish(write, failures)
-    if overflowed:
-        log.warning("stems: half precision overflowed in %d clips: done in float32", overflowed)
-    return failures
+    return failures, precisions
 
 
 def _is_missing(cache, row):
-    """Whether a clip is still to be separated; another run can cache it before its turn."""
+    """Whether a clip is still to be cached; another run can cache it before its turn."""
     try:
         return not cache.is_current(row.clip, row.path)
     except ClipError:
@@ -355,9 +294,9 @@ def _finish(write, failures):
         failures.append(str(error))
 
 
-def _check_disk(seconds, cache, features):
-    """Raises UserError, before any work, if the disk has no room for so many seconds of stems."""
-    needed = seconds * features.sr * len(STEMS) * 2
+def _check_disk(seconds, cache):
+    """Raises UserError, before any work, if the disk has no room for so many seconds of waves."""
+    needed = seconds * cache.sample_rate * len(cache.waves) * 2  # bytes, of float16
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -366,7 +305,7 @@ def _check_disk(seconds, cache, features):
             "set SEPARATION_CACHE_DIR to a folder that can"
         ) from None
     free = shutil.disk_usage(cache.folder).free
-    log.info("stems: they take %.1f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
+    log.info("cache: it takes %.1f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
     if needed > free:
         raise UserError(
             f"{cache.folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "

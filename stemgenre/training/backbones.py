@@ -15,8 +15,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 from torchvision.ops import Conv2dNormActivation
@@ -30,7 +28,7 @@ CNN_WIDTHS = (32, 64, 128, 256)
 RHYTHM_ROWS, RHYTHM_BANDS, RHYTHM_LAGS = 64, 8, 60
 TIMM = "timm/"
 LOAD_ERRORS = (OSError, HTTPException, RuntimeError, ValueError, TypeError, AttributeError,
-               pickle.UnpicklingError, SafetensorError)  # fmt: skip
+               pickle.UnpicklingError)  # fmt: skip
 # raised by weights that cannot be downloaded, read or loaded into a network
 
 
@@ -237,6 +235,9 @@ def _read_weights(path):
         )
     if path.suffix != ".safetensors":
         return load_tensors(path, "ImageNet weights")
+    from safetensors import SafetensorError  # only here: it comes with Demucs and timm
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

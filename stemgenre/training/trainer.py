@@ -403,8 +403,8 @@ class Trainer:
         """Resumes from the content of a checkpoint whose run_signature is this run's.
 
         The optimiser and the scheduler resume as LOAD_OPTIMIZER_STATE and LOAD_SCHEDULER_STATE say;
-        a scheduler that does not restarts, without warm-up, over the remaining epochs. Raises UserError if the
-        content is incomplete.
+        a scheduler that does not restarts, without warm-up, over the remaining epochs. Raises
+        UserError if the content is incomplete.
         """
         options = self.settings.train
         initial_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
