@@ -26,10 +26,9 @@ MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
 SMALL_BACKBONES = ("cnn", "rhythm")  # trained from scratch as a whole
 BACKBONES = (  # of torchvision's networks those that are a sequence of stages; timm's besides
-    *SMALL_BACKBONES, *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s",
+    "cnn", *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s",
     "efficientnet_v2_m", "efficientnet_v2_l", "convnext_tiny", "convnext_small", "convnext_base",
-    "convnext_large",
-    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
+    "convnext_large", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
 )  # fmt: skip
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 

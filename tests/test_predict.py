@@ -369,7 +369,7 @@ def test_a_model_from_before_channels_sees_all_stems(classifier, model, separati
 @pytest.mark.parametrize("channels", ["vocals", "mix", "bass,vocals"])
 def test_a_model_of_some_stems_depends_on_these_alone(channels, model, tmp_path):
     content = checkpoint.load(model, "model")
-    content["features"] |= {"channels": channels, "num_channels": 4}
+    content["features"] |= {"channels": channels, "num_channels": 4}  # as older models have it
     checkpoint.save(tmp_path / "some.pth", "model", content)
     cache = StemCache(tmp_path / "kept", model="htdemucs", sample_rate=SR)
     stems = np.stack([tune(seconds=6, seed=seed)[:, 0] for seed in range(4)]).astype(np.float32)

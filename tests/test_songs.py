@@ -105,7 +105,7 @@ def test_the_mix_beside_a_song_is_no_clip_of_its_own(tmp_path, caplog):
     mixture = put_clip(tmp_path / "rock" / "song" / "mixture.wav")
     put_clip(tmp_path / "rock" / "song.wav")
     with caplog.at_level(logging.WARNING):
-        assert find_clips(tmp_path, skip=None) == [tmp_path / "rock" / "song"]
+        assert find_clips(tmp_path) == [tmp_path / "rock" / "song"]
     assert [record.getMessage() for record in caplog.records] == [
         f"{mixture} is left out: it lies beside the stems of a song"
     ]
@@ -113,7 +113,7 @@ def test_the_mix_beside_a_song_is_no_clip_of_its_own(tmp_path, caplog):
 
 def test_a_clip_that_is_named_as_a_stem_stays_a_clip_among_others(tmp_path):
     paths = [put_clip(tmp_path / "jazz" / name) for name in ("a.wav", "bass.wav")]
-    assert find_clips(tmp_path, skip=None) == paths
+    assert find_clips(tmp_path) == paths
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_clip_that_is_named_as_a_stem_stays_a_clip_among_others(tmp_path):
 def test_a_song_without_all_stems_is_refused_in_one_line(tmp_path, present, missing):
     song = put_song(tmp_path / "rock" / "song", dict.fromkeys(present, stem_waves()[0]))
     with pytest.raises(UserError) as error:
-        find_clips(tmp_path, skip=None)
+        find_clips(tmp_path)
     assert str(error.value).startswith(f"{song} {missing}")
     assert "\n" not in str(error.value)
 
@@ -137,7 +137,7 @@ def test_a_stem_that_is_there_twice_is_refused(tmp_path):
     song = put_song(tmp_path / "rock" / "song")
     shutil.copy(song / "bass.wav", song / "Bass.flac")
     with pytest.raises(UserError, match=r"song has bass twice, Bass\.flac and bass\.wav; keep one"):
-        find_clips(tmp_path, skip=None)
+        find_clips(tmp_path)
 
 
 def test_songs_of_one_name_get_the_hash_of_their_stems(tmp_path):
