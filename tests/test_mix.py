@@ -18,7 +18,7 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.runtime import start_runtime
 from stemgenre.separation import decode as decode_module
-from stemgenre.separation.cache import StemCache, open_cache
+from stemgenre.separation.cache import MIX, StemCache, open_cache
 from stemgenre.separation.decode import EndOfFile, decode_files
 from stemgenre.separation.separate import separate_missing
 
@@ -64,7 +64,7 @@ def decoded(*paths, sample_rate=SR):
     """{path: (mix, EndOfFile)} of files, as decode_files gives them."""
     found = {path: ([], []) for path in paths}
     pairs = ((path, path) for path in paths)
-    for path, value in decode_files(pairs, sample_rate=sample_rate, threads=2):
+    for path, value in decode_files(pairs, waves=MIX, sample_rate=sample_rate, threads=2):
         found[path][isinstance(value, EndOfFile)].append(value)
     return {path: (blocks, *end) for path, (blocks, end) in found.items()}
 
