@@ -133,8 +133,9 @@ def _without_duplicates(found, competition, settings, runtime, hash_source):
         names = {hash_source(row.path): row.file_name for row in known.itertuples()}
         same = {row.clip: names.get(row.digest) for row in found.itertuples()}
         reasons = {clip: f"is the same file as {name}" for clip, name in same.items() if name}
-        rest = found[~found["clip"].isin(reasons)]
-        reasons |= _find_duplicates(rest, known, settings, runtime)
+        rest = found[~found["clip"].isin(reasons.keys())]
+        if len(rest):
+            reasons |= _find_duplicates(rest, known, settings, runtime)
     reasons = runtime.all_gather(reasons)[0]
     if runtime.sync_stop():
         raise runtime.interrupted()
