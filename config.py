@@ -63,7 +63,7 @@ STEM_SWAP = 0.0  # probability that a stem is replaced by another clip's of the 
 MIXUP_ALPHA = 0.0  # pairs of images are mixed by Beta(alpha, alpha) proportions; 0: never
 
 # Model
-BACKBONE = "efficientnet_b3"  # or "cnn", "rhythm", torchvision's, timm's; several by commas
+BACKBONE = "efficientnet_b3"  # or "cnn", or others of torchvision's, or timm's: "timm/eca_nfnet_l0"
 PRETRAINED = True  # start from ImageNet weights; False trains from scratch
 WEIGHTS_FILE = None  # BACKBONE's, for offline use: efficientnet_b3_rwightman-b3899882.pth
 FREEZE_STAGES = 6  # first stages (of EfficientNet's 9) whose weights are not trained; 0: none

@@ -89,8 +89,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     fewest = min(len(member.train) for member in members)
     check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
     classes, channels = len(competition.label_ids), len(features.channel_names)
-    for model in {m.settings.model.backbone: m.settings.model for m in members}.values():
-        build_model(model, num_classes=classes, in_channels=channels, seed=0)  # or says why not
+    build_model(
+        settings.model, num_classes=classes, in_channels=channels, seed=0
+    )  # or says why not
     if runtime.is_main:
         for member in members:
             member.clean_folder(resuming=member in begun)
@@ -107,7 +108,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         device_cache=settings.machine.device_cache,
     )
 
-    # 3, 4  stems -> images -> network, for each backbone, seed and fold
+    # 3, 4  stems -> images -> network, for each seed and fold
     results = []
     overview = Report(settings, competition, competition.train, competition.train, runtime)
     for number, member in enumerate(members, start=1):

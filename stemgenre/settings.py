@@ -24,7 +24,6 @@ RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settin
 )  # fmt: skip
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
-SMALL_BACKBONES = ("cnn", "rhythm")  # trained from scratch as a whole
 BACKBONES = (  # of torchvision's networks those that are a sequence of stages; timm's besides
     "cnn", *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s",
     "efficientnet_v2_m", "efficientnet_v2_l", "convnext_tiny", "convnext_small", "convnext_base",
@@ -167,7 +166,7 @@ class AugmentSettings(_Group):
 
 
 class ModelSettings(_Group):
-    backbone: Annotated[Text, Field(description="a network's name, or several by commas")]
+    backbone: Text
     pretrained: bool
     weights_file: Text | None
     freeze_stages: Annotated[int, Field(ge=0, le=100)]
@@ -179,11 +178,6 @@ class ModelSettings(_Group):
         Field(description="two numbers (first, second) from 0 to 0.95"),
     ]
     stochastic_depth: Annotated[float, Field(ge=0, le=0.95)]
-
-    @property
-    def backbones(self) -> list[str]:
-        """The networks that BACKBONE names."""
-        return [name.strip() for name in self.backbone.split(",")]
 
 
 class TrainSettings(_Group):
@@ -229,13 +223,11 @@ class Settings(_Group):
     train: TrainSettings
     machine: MachineSettings
 
-    def of_member(self, name: str, *, seed: int, backbone: str) -> Self:
+    def of_member(self, name: str, *, seed: int) -> Self:
         """The settings of one of several networks: its folder below OUTPUT_DIR, its SEED."""
         paths = self.paths.model_copy(update={"output_dir": str(self.paths.output(name))})
         machine = self.machine.model_copy(update={"seed": seed})
-        small = {"pretrained": False, "freeze_stages": 0} if backbone in SMALL_BACKBONES else {}
-        model = self.model.model_copy(update={"backbone": backbone} | small)
-        return self.model_copy(update={"paths": paths, "machine": machine, "model": model})
+        return self.model_copy(update={"paths": paths, "machine": machine})
 
     @property
     def cache_folder(self) -> Path:
@@ -436,13 +428,10 @@ def check_backbone(name: str) -> None:
 def _check_together(settings):
     """Settings that only make sense together."""
     features, train, model = settings.features, settings.train, settings.model
-    for name in model.backbones:
-        check_backbone(name)
-        if model.backbones.count(name) > 1:
-            raise UserError(f"BACKBONE={model.backbone} has {name} twice; SEEDS=2 trains it twice")
-    if set(model.backbones) <= set(SMALL_BACKBONES) and (model.pretrained or model.freeze_stages):
+    check_backbone(model.backbone)
+    if model.backbone == "cnn" and (model.pretrained or model.freeze_stages):
         raise UserError(
-            f"BACKBONE={model.backbone} has no ImageNet weights and is trained as a whole; set "
+            "BACKBONE=cnn has no ImageNet weights and is trained as a whole; set "
             "PRETRAINED=False FREEZE_STAGES=0"
         )
     if features.hop_length > features.n_fft:
@@ -468,7 +457,7 @@ def _check_together(settings):
     if train.min_lr > train.lr:
         raise UserError(f"MIN_LR={train.min_lr} is above LR={train.lr}; use at most {train.lr}")
     _check_outputs(settings)
-    networks = settings.data.folds * settings.data.seeds * len(model.backbones)
+    networks = settings.data.folds * settings.data.seeds
     for field in ("checkpoint_file", "best_model_file") if networks > 1 else ():
         path = Path(getattr(settings.paths, field))
         if path.is_absolute() or ".." in path.parts:

@@ -6,7 +6,6 @@ Each is a Backbone: any number of image channels, stages that can be frozen, a p
 import copy
 import difflib
 import functools
-import math
 import pickle
 import re
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from stemgenre.files import sha256
 from stemgenre.training.checkpoint import load_tensors
 
 CNN_WIDTHS = (32, 64, 128, 256)
-RHYTHM_ROWS, RHYTHM_BANDS, RHYTHM_LAGS = 64, 8, 60
 TIMM = "timm/"
 LOAD_ERRORS = (OSError, HTTPException, RuntimeError, ValueError, TypeError, AttributeError,
                pickle.UnpicklingError)  # fmt: skip
@@ -69,9 +67,6 @@ def build_backbone(
     check_backbone(name)
     if name == "cnn":
         return small_cnn(in_channels)
-    if name == "rhythm":
-        features = Rhythm(in_channels)
-        return Backbone(features, nn.Identity(), features.num_features, [], [["bands"]])
     if name.startswith(TIMM):
         backbone = _timm_backbone(name, stochastic_depth, pretrained, weights_file)
     else:
@@ -94,44 +89,6 @@ def small_cnn(in_channels: int) -> Backbone:
         features.append(nn.Sequential(first, second, nn.AvgPool2d(2)))
     pool = nn.AdaptiveAvgPool2d(1)
     return Backbone(features, pool, CNN_WIDTHS[-1], ["0.0.0"], _stages_of_children(features))
-
-
-class Rhythm(nn.Module):
-    """How the onsets in each frequency band repeat: images (B, C, H, W) -> (B, num_features).
-
-    The rise of the levels from column to column (onset strength) in learned bands of rows, and its
-    autocorrelation at lags from 1 % to 40 % of the image's width: tempo and rhythmic pattern, as
-    the tempogram of Grosche, Mueller and Kurth (ICASSP 2010) shows them. For images that show
-    several seconds; a time stretch or narrow images harm it.
-    """
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.bands = nn.Parameter(torch.full((in_channels, RHYTHM_BANDS, RHYTHM_ROWS), math.nan))
-        with torch.no_grad():  # at first, each band is an equal part of the rows
-            self.bands.copy_(
-                torch.eye(RHYTHM_BANDS).repeat_interleave(RHYTHM_ROWS // RHYTHM_BANDS, 1)
-            )
-            self.bands.mul_(RHYTHM_BANDS / RHYTHM_ROWS)
-        lags = torch.logspace(math.log10(0.01), math.log10(0.4), RHYTHM_LAGS)
-        self.register_buffer("lags", lags, persistent=False)  # fractions of the width
-        self.num_features = in_channels * RHYTHM_BANDS * RHYTHM_LAGS
-        self.norm = nn.BatchNorm1d(self.num_features)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised autocorrelations (B, num_features) of images (B, C, H, W), in float32."""
-        with torch.autocast(images.device.type, enabled=False):
-            width = images.shape[3]
-            images = nn.functional.interpolate(images.float(), (RHYTHM_ROWS, width), mode="area")
-            onsets = images.diff(dim=3).relu()
-            onsets = torch.einsum("cbh,nchw->ncbw", self.bands, onsets)
-            onsets = onsets - onsets.mean(3, keepdim=True)
-            size = 2 ** math.ceil(math.log2(2 * width))  # zeros behind, or the end meets the start
-            power = torch.fft.rfft(onsets, size).abs().square()
-            correlation = torch.fft.irfft(power, size)
-            lags = (self.lags * width).round().long()
-            found = correlation[..., lags] / (correlation[..., :1] + 1e-2)
-            return self.norm(found.flatten(1))
 
 
 def widen(convolution: nn.Conv2d, *, in_channels: int) -> nn.Conv2d:

@@ -1,6 +1,5 @@
-"""The networks of a run, one for each backbone, seed and fold, and what they predict together."""
+"""The networks of a run, one for each seed and fold, and what they predict together."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from stemgenre.training.inference import average_logits
 class Member:
     """A network to train: the clips of its fold, and settings with its own OUTPUT_DIR and SEED."""
 
-    name: str  # of its folder: fold_2, seed_1_fold_2, cnn_fold_2; empty if it is the only one
+    name: str  # of its folder: fold_2, seed_1, seed_1_fold_2; empty if it is the only one
     fold: int  # from 1
     settings: Settings
     train: pd.DataFrame
@@ -99,18 +98,15 @@ def plan_members(
     label_names: list[str],
     label_ids: list[int],
 ) -> list[Member]:
-    """The Members of a run: each BACKBONE, SEEDS times, for each of `splits` (training, valid)."""
+    """The Members of a run: one for each of the `splits` (training, validation), SEEDS times."""
     seeds, seed = settings.data.seeds, settings.machine.seed
-    backbones = settings.model.backbones
     members = []
-    for backbone, number in itertools.product(backbones, range(seeds)):
+    for number in range(seeds):
         for fold, (train, valid) in enumerate(splits, start=1):
-            parts = [backbone.replace("/", "_")] if len(backbones) > 1 else []
-            parts += [f"seed_{number + 1}"] if seeds > 1 else []
+            parts = [f"seed_{number + 1}"] if seeds > 1 else []
             parts += [f"fold_{fold}"] if len(splits) > 1 else []
             name = "_".join(parts)
-            own = settings.of_member(name, seed=seed + number, backbone=backbone)
-            own = own if name else settings
+            own = settings.of_member(name, seed=seed + number) if name else settings
             signature = checkpoint.run_signature(
                 own, train, label_names=label_names, label_ids=label_ids
             )
