@@ -1,9 +1,10 @@
-"""Atomic writes, file hashes, and one run at a time in a folder."""
+"""Atomic writes, reading of tensors, file hashes, and one run at a time in a folder."""
 
 import contextlib
 import datetime
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
@@ -11,13 +12,14 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 
-from stemgenre.errors import UserError
+from stemgenre.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +139,35 @@ def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tensors(path: Path | str, what: str, *, classes: Sequence[type] = ()) -> Any:
+    """What torch.save wrote to `path`, on the CPU, without running any code in it.
+
+    Only `classes` may be in it beside tensors and plain values. Raises UserError, which calls it
+    `what`, for a file that cannot be read, is damaged or holds more.
+    """
+    import torch  # only here: arguments are read before its seconds of import
+
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) == b"PK":
+                _check_archive(file)
+        with torch.serialization.safe_globals([*classes]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        reason = first_line(error, max_length=120)
+        raise UserError(f"{path} cannot be read as {what}: {reason}") from None
+
+
+def _check_archive(file):
+    """Raises ValueError or BadZipFile for what torch.load would not notice: sizes and CRCs."""
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(info.file_size for info in archive.infolist())
+        if claimed > file.seek(0, io.SEEK_END):  # torch.save does not compress
+            raise ValueError(f"it claims to hold {claimed} bytes")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from browser import browser  # noqa: F401  (a fixture)
 from demucs.htdemucs import HTDemucs
-from helpers import FULL_BACKBONE, run_training, use_tiny_backbone
+from helpers import FULL_BACKBONE, give_up, run_training, use_tiny_backbone
 from safetensors.torch import save_file
 
 from stemgenre.demo import demo
@@ -129,6 +129,13 @@ def finished_run(small_data, tmp_path_factory):
     return run_training(load_settings([*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]))
 
 
+@pytest.fixture(scope="session")
+def ffmpeg():
+    """For tests that call ffmpeg."""
+    if not shutil.which("ffmpeg"):
+        give_up("ffmpeg is not installed")
+
+
 @pytest.fixture
 def music(tmp_path):
     """A copy of 23 real clips in the competition's layout."""
@@ -137,7 +144,7 @@ def music(tmp_path):
 
 def copy_music(folder):
     if not MUSIC.is_dir():
-        pytest.skip("no real clips beside this checkout")
+        give_up("no real clips beside this checkout")
     shutil.copytree(MUSIC, folder)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

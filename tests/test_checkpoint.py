@@ -178,7 +178,7 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
 
 def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
     content = CONTENT | {"run_signature": SIGNATURE, "run_id": "", "best_weights": {}}
-    content |= {"train_state": {}, "channel_stats": []}
+    content |= {"train_state": {}, "channel_stats": ([-40.0] * 4, [10.0] * 4)}
     checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
     resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
     assert equal(
@@ -186,6 +186,51 @@ def test_resuming_gives_the_checkpoint_if_it_fits(tmp_path):
     )
     with pytest.raises(UserError, match="SEED"):
         checkpoint.load_resume_checkpoint(resume, SIGNATURE | {"SEED": 7})
+
+
+@pytest.mark.parametrize(
+    "stats", [None, [], "loud", ([0.0] * 3, [1.0] * 3), ([0.0] * 4,) * 3, ([float("nan")] * 4,) * 2]
+)
+def test_channel_statistics_of_another_form_are_no_checkpoint(tmp_path, stats):
+    content = CONTENT | {"run_signature": SIGNATURE, "run_id": "", "best_weights": {}}
+    content |= {"train_state": {}, "channel_stats": stats}
+    checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
+    resume = settings(tmp_path, "RESUME_FROM_CHECKPOINT=True")
+    with pytest.raises(UserError, match=r"checkpoint\.pth is not a complete checkpoint"):
+        checkpoint.load_resume_checkpoint(resume, SIGNATURE)
+
+
+ROW = {"epoch": 1, "valid_accuracy": 0.5, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epoch": -1},
+        {"epoch": 1.0, "history": [ROW]},
+        {"epoch": 1},
+        {"epoch": 1, "history": [ROW], "best_epoch": 2},
+        {"epoch": 1, "history": (ROW,)},
+        {"epoch": 1, "history": [{"epoch": 1}]},
+        {"epoch": 1, "history": [ROW | {"valid_accuracy": "0.5"}]},
+        {"epoch": 1, "history": {}},
+        {"step": 2},
+        {"step": 2, "sums": {"values": [1.0], "seconds": 1.0}},
+        {"step": 2, "sums": {"values": [1.0, 2.0, None], "seconds": 1.0}},
+        {"sums": {"values": [1.0, 2.0, 3.0], "seconds": 1.0}},
+        {"best_loss": "low"},
+    ],
+)
+def test_how_far_a_run_has_come_is_checked(fields):
+    with pytest.raises(checkpoint.MALFORMED):
+        checkpoint.TrainState(**fields).check()
+
+
+def test_what_a_run_saves_of_how_far_it_has_come_is_accepted():
+    checkpoint.TrainState().check()
+    checkpoint.TrainState(
+        epoch=1, step=3, sums={"values": [1.0, 2.0, 3.0], "seconds": 1.0}, history=[ROW]
+    ).check()
 
 
 def test_starting_from_scratch_puts_an_earlier_runs_checkpoint_aside_and_says_so(path, caplog):

@@ -24,7 +24,7 @@ from stemgenre.separation.cache import StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.separate import EndOfFile, separate_files
 from stemgenre.settings import FeatureSettings, ModelSettings, SeparationSettings
-from stemgenre.training import checkpoint
+from stemgenre.training import backbones, checkpoint
 from stemgenre.training.backbones import imagenet_weights
 from stemgenre.training.inference import load_models
 from stemgenre.training.model import GenreNet, build_model
@@ -274,6 +274,15 @@ def test_a_weights_file(tmp_path, name):
     refused(lambda: build_model(settings, num_classes=2, seed=0), "weights.pth")
 
 
+def test_weights_that_are_nan_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    weights = backbones.torchvision_network("efficientnet_b3", 0.2).state_dict()
+    weights["features.0.0.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(weights, path)
+    settings = ModelSettings.from_config(weights_file=str(path))
+    refused(lambda: build_model(settings, num_classes=2, seed=0), str(path), "NaN or infinite")
+
+
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_code_in_a_weights_file_does_not_run(tmp_path, as_zip):
     marker, path = tmp_path / "it ran", tmp_path / "weights.pth"
@@ -342,7 +351,7 @@ def test_a_yaml_of_another_form_is_refused_at_once(tiny_repo, tmp_path, text):
     (tmp_path / "htdemucs.yaml").write_text(text)
     started = time.monotonic()
     refused(lambda: load_demucs("htdemucs", str(tmp_path)), "htdemucs.yaml")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_weights_whose_hash_is_not_the_one_in_their_name_are_refused(tmp_path, full_backbone):

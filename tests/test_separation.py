@@ -23,6 +23,7 @@ from stemgenre.data import audio
 from stemgenre.data.audio import decode
 from stemgenre.demo.synth import render
 from stemgenre.errors import Interrupted, UserError
+from stemgenre.files import sha256
 from stemgenre.runtime import start_runtime
 from stemgenre.separation import cache as cache_module
 from stemgenre.separation.cache import STEMS, StemCache
@@ -346,7 +347,63 @@ def test_older_th_files_load_with_their_checksum(tmp_path, tiny_model):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"checksum"):
+    with pytest.raises(UserError, match="SHA-256"):
+        load_demucs("htdemucs", str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".th", ".safetensors"])
+def test_a_hash_in_the_name_of_weights_is_compared(tmp_path, tiny_repo, suffix):
+    (tmp_path / "htdemucs.yaml").write_text("models: ['0123abcd']")
+    path = tmp_path / f"0123abcd-00000000{suffix}"
+    path.write_bytes((tiny_repo / "0123abcd.safetensors").read_bytes())
+    with pytest.raises(UserError, match=rf"{path.name} is damaged or another file: its SHA-256"):
+        load_demucs("htdemucs", str(tmp_path))
+    path.rename(tmp_path / f"0123abcd-{sha256(path)[:8]}{suffix}")
+    if suffix == ".safetensors":
+        load_demucs("htdemucs", str(tmp_path))
+
+
+def test_a_changed_weight_in_a_th_file_is_noticed_without_a_hash_in_its_name(tmp_path, tiny_model):
+    path = tmp_path / "htdemucs.th"
+    state = tiny_model.state_dict()
+    torch.save({"klass": HTDemucs, "args": (), "kwargs": TINY_DEMUCS, "state": state}, path)
+    load_demucs("htdemucs", str(tmp_path))
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 4, len(data), len(data) // 4):
+        damaged = data.copy()
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"htdemucs\.th cannot be read as a Demucs model"):
+            load_demucs("htdemucs", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"segment": float("nan")}, "segment"),
+        ({"segment": 0}, "segment"),
+        ({"segment": "x"}, "cannot be loaded"),
+        ({"samplerate": 0}, "cannot be loaded"),
+        ({"samplerate": 44100.5}, "sample rate"),
+        ({"audio_channels": 0}, "cannot be loaded"),
+        ({"sources": ["drums", "bass", "other", 7]}, "sources are not names"),
+    ],
+)
+def test_a_model_whose_file_says_what_no_model_is_is_refused(tmp_path, tiny_model, changes, said):
+    kwargs = TINY_DEMUCS | changes
+    package = {"klass": HTDemucs, "args": (), "kwargs": kwargs, "state": tiny_model.state_dict()}
+    torch.save(package, tmp_path / "htdemucs.th")
+    with pytest.raises(UserError, match=said) as error:
+        load_demucs("htdemucs", str(tmp_path))
+    assert "htdemucs.th" in str(error.value)
+
+
+def test_weights_that_are_nan_are_refused(tmp_path, tiny_repo):
+    state = load_file(tiny_repo / "0123abcd.safetensors")
+    next(iter(state.values())).flatten()[0] = torch.nan
+    meta = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(TINY_DEMUCS)}
+    save_file(state, tmp_path / "htdemucs.safetensors", metadata=meta)
+    with pytest.raises(UserError, match=r"htdemucs\.safetensors .*NaN or infinite"):
         load_demucs("htdemucs", str(tmp_path))
 
 
@@ -363,7 +420,7 @@ def test_a_th_file_with_a_payload_is_refused_and_does_not_run(tmp_path):
     torch.save({"klass": HTDemucs, "state": Payload(marker)}, tmp_path / "htdemucs.th")
     (tmp_path / "pickled.th").write_bytes(pickle.dumps(Payload(marker)))
     for name in ("htdemucs", "pickled"):
-        with pytest.raises(UserError, match="cannot be loaded"):
+        with pytest.raises(UserError, match="cannot be read as a Demucs model"):
             load_demucs(name, str(tmp_path))
     assert not marker.exists()
 

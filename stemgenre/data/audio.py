@@ -32,6 +32,7 @@ MAX_PEAK = 32768.0  # of full scale: 16-bit integers written as floats; float16 
 STEM_TOLERANCE = 0.1  # s by which the stems of a song may differ in length
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz: a header that claims another is damaged
 MAX_SAMPLES_PER_BYTE = 10_000  # of a file: flac's longest blocks of silence hold half as many
+MAX_LOST = 0.02  # of a file: what a decoder may leave out without an error
 NO_HEADER = "it has no header that is known"
 AU_HEADER = 24  # bytes
 FFMPEG_SECONDS = 60.0  # s that ffmpeg may take for a block
@@ -274,7 +275,7 @@ def _read_with_libsndfile(path, file):
                 break
             samples += len(block)
             yield block, file.samplerate
-    if samples < 0.98 * promised:
+    if samples < (1 - MAX_LOST) * promised:
         raise UserError(f"{path} is truncated: {samples} of {promised} samples are there")
 
 
@@ -289,7 +290,14 @@ def _read_with_ffmpeg(path, reason):
         raise UserError(f"{path} cannot be decoded: {reason}; installing ffmpeg may help")
     command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # of a run
     command += ["ffmpeg", "-nostdin", "-v", "error", "-timelimit", str(FFMPEG_CPU_SECONDS)]
-    command += ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS]
+    command += [
+        "-max_error_rate",
+        str(MAX_LOST),
+        "-protocol_whitelist",
+        "file",
+        "-format_whitelist",
+        DEMUXERS,
+    ]
     command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
     with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 from pathlib import Path
 
 from stemgenre.errors import UserError
@@ -9,6 +10,7 @@ from stemgenre.errors import UserError
 UNKNOWN_LENGTH = 2**62  # in samples or bytes; what is written for one not known is above
 UNKNOWN_SIZES = (range(1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 2**32))  # in 32 bits
 SLACK = 1024  # bytes that a header may promise too many: some count their own
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def check_size(path: Path | str) -> None:
@@ -19,11 +21,10 @@ def check_size(path: Path | str) -> None:
     with Path(path).open("rb") as file:
         there = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if file.read(4) == b"OggS":
-            if not _has_all_pages(file, there):
-                raise UserError(f"{path} is truncated or damaged: it has not all of its pages")
-            return
+        is_ogg = file.read(4) == b"OggS"
         file.seek(0)
+        if is_ogg and not _has_all_pages(file):
+            raise UserError(f"{path} is truncated or damaged: not all of its pages are whole")
         try:
             promised = _promised_size(file)
         except struct.error:  # it ends within a header, which libsndfile names
@@ -81,15 +82,24 @@ def _w64_size(file):
     return 0
 
 
-def _has_all_pages(file, size):
-    """Whether the pages of an open .ogg follow each other to one that ends the sound (RFC 3533)."""
-    end, is_last = 0, False
+def _has_all_pages(file):
+    """Whether the pages of an open .ogg are whole, and lead to one that ends it (RFC 3533)."""
+    is_last, numbers = False, {}  # of each stream's page before
     while True:
-        file.seek(end)
         header = file.read(27)
         if header[:4] != b"OggS" or len(header) < 27:
-            break
+            return is_last and b"OggS" not in header + file.read()  # taggers append other things
         segments = file.read(header[26])
-        end += 27 + header[26] + sum(segments)
-        is_last = header[5] & 4 and len(segments) == header[26] and end <= size
-    return bool(is_last) and b"OggS" not in header + file.read()  # what taggers append is no page
+        page = header[:22] + bytes(4) + header[26:] + segments + file.read(sum(segments))
+        if _ogg_checksum(page) != int.from_bytes(header[22:26], "little"):
+            return False
+        stream, number = struct.unpack("<II", header[14:22])
+        if number != numbers.get(stream, number - 1) + 1:
+            return False
+        numbers[stream], is_last = number, bool(header[5] & 4)
+
+
+def _ogg_checksum(page):
+    """A page's CRC-32: zlib's with the bits in the other order, and without its inversions."""
+    ones = 0xFFFFFFFF
+    return int(f"{zlib.crc32(page.translate(REVERSED_BITS), ones) ^ ones:032b}"[::-1], 2)

@@ -6,7 +6,6 @@ The only module that imports demucs, and only when a model is loaded.
 import fractions
 import hashlib
 import math
-import pickle
 import re
 from pathlib import Path
 
@@ -14,14 +13,16 @@ import torch
 
 from stemgenre.data import audio
 from stemgenre.errors import UserError, first_line
-from stemgenre.files import sha256
+from stemgenre.files import load_tensors, sha256
 from stemgenre.runtime import MicroBatch, release_freed_memory
 from stemgenre.settings import STEMS, SeparationSettings
 
 WINDOW_BYTES = 1.5e9  # of GPU memory that one window of htdemucs may take, with a margin
 MAX_KERNEL = 10**6  # samples of julius' kernels, which 44100:22051 Hz would make 10^9
 # What reading weights that are not whole raises, Demucs' ModelLoadingError (a RuntimeError) too.
-DAMAGED = (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, pickle.PickleError)
+DAMAGED = (OSError, ArithmeticError, AssertionError, AttributeError) + (
+    LookupError, TypeError, ValueError, RuntimeError
+)  # fmt: skip
 
 
 class Separator:
@@ -164,13 +165,15 @@ def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
         )
     bag = _read_bag(folder, name)
     models = [_load_weights(_repo_file(folder, name, signature)) for signature in bag["models"]]
-    model = BagOfModels(models, bag["weights"], bag["segment"])
-    if sorted(model.sources) != sorted(STEMS):
-        raise UserError(
-            f"SEPARATION_MODEL={name} separates {', '.join(model.sources)}; "
-            f"a model for {', '.join(STEMS)} is needed, such as htdemucs"
-        )
-    return model
+    for model in models:
+        if sorted(model.sources) != sorted(STEMS):
+            raise UserError(
+                f"SEPARATION_MODEL={name} separates {', '.join(model.sources)}; "
+                f"a model for {', '.join(STEMS)} is needed, such as htdemucs"
+            )
+    if len({(*model.sources, model.samplerate) for model in models}) > 1:
+        raise UserError(f"SEPARATION_MODEL={name} mixes models of different stems or sample rates")
+    return BagOfModels(models, bag["weights"], bag["segment"])
 
 
 def is_plain_name(name: str) -> bool:
@@ -265,11 +268,17 @@ def _load_weights(path):
     """One Demucs model from its file. Nothing in it is run: classes come from a fixed list."""
     from demucs import demucs, hdemucs, htdemucs
     from demucs.hf import load_safetensors_model
-    from demucs.repo import check_checksum
     from demucs.states import load_model
     from safetensors import SafetensorError, safe_open
 
     classes = (htdemucs.HTDemucs, hdemucs.HDemucs, demucs.Demucs)
+    way_out = "download it again, best as .safetensors"
+    expected = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    if expected and not sha256(path).startswith(expected[1]):
+        raise UserError(
+            f"{path} is damaged or another file: its SHA-256 does not begin with the "
+            f"{expected[1]} in its name; {way_out}"
+        )
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
@@ -279,17 +288,31 @@ def _load_weights(path):
                 raise UserError(
                     f"{path} is not a plain Demucs model: its class is {meta.get('klass')}"
                 )
-            return load_safetensors_model(path)
-        if "-" in path.stem:
-            check_checksum(path, path.stem.rsplit("-", 1)[1])
-        with torch.serialization.safe_globals([*classes, fractions.Fraction]):
-            package = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(package, dict) or package.get("klass") not in classes:
-            raise UserError(f"{path} is not a Demucs model")
-        return load_model(package)
+            model = load_safetensors_model(path)
+        else:
+            package = load_tensors(path, "a Demucs model", classes=[*classes, fractions.Fraction])
+            if not isinstance(package, dict) or package.get("klass") not in classes:
+                raise UserError(f"{path} is not a Demucs model")
+            model = load_model(package)
+        _check_model(model)
+        return model
+    except UserError as error:
+        raise UserError(f"{error}; {way_out}") from None
     except (*DAMAGED, SafetensorError) as error:
         reason = first_line(error) if str(error).strip() else "it is damaged"
-        raise UserError(
-            f"{path} cannot be loaded as a Demucs model: {reason}; download it again, "
-            "best as .safetensors"
-        ) from None
+        raise UserError(f"{path} cannot be loaded as a Demucs model: {reason}; {way_out}") from None
+
+
+def _check_model(model):
+    """Raises ValueError for what a model's file says of it, and no model of music is."""
+    if not all(isinstance(source, str) for source in model.sources):
+        raise ValueError("its sources are not names")
+    rate, segment = model.samplerate, model.segment
+    if type(rate) is not int or not audio.MIN_RATE <= rate <= audio.MAX_RATE:
+        raise ValueError("its sample rate is none of music")
+    if not isinstance(segment, int | float | fractions.Fraction) or not 0.1 <= segment <= 1000:
+        raise ValueError("its segment is not a number of seconds")
+    if model.audio_channels != 2:
+        raise ValueError("it is not for stereo")
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise ValueError("its weights are NaN or infinite")

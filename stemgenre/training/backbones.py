@@ -20,8 +20,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from stemgenre import settings
 from stemgenre.errors import UserError, first_line
-from stemgenre.files import sha256
-from stemgenre.training.checkpoint import load_tensors
+from stemgenre.files import load_tensors, sha256
 
 CNN_WIDTHS = (32, 64, 128, 256)
 TIMM = "timm/"

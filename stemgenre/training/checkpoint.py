@@ -5,7 +5,6 @@ import io
 import logging
 import secrets
 import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 
 from stemgenre.errors import UserError, first_line
-from stemgenre.files import atomic_write
+from stemgenre.files import atomic_write, load_tensors
 from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
 
 log = logging.getLogger(__name__)
@@ -39,6 +38,24 @@ class TrainState:
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
+
+    def check(self) -> None:
+        """Raises one of MALFORMED unless the values are such as a run has."""
+        counts = (self.epoch, self.step, self.best_epoch)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("its epochs and steps are not counts")
+        if type(self.history) is not list or not self.best_epoch <= self.epoch == len(self.history):
+            raise ValueError("its metrics are not those of its epochs")
+        self.epochs_without_improvement()  # looks at each
+        numbers = [value for row in self.history for value in row.values()]
+        numbers += [self.best_accuracy, self.best_loss]
+        if self.step:
+            loss, correct, norm = self.sums["values"]
+            numbers += [loss, correct, norm, self.sums["seconds"]]
+        elif self.sums:
+            raise ValueError("it has sums of no step")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("its metrics are not numbers")
 
     def is_better(self, accuracy: float, loss: float, *, by: str = "accuracy") -> bool:
         """Whether an epoch is better than the best: by "accuracy" or "loss"; the "last" always is.
@@ -110,31 +127,6 @@ def merge_models(paths: list[Path], merged: Path) -> None:
     """Writes the models at `paths` as one file, whose probabilities are averaged."""
     members = [member for path in paths for member in load_members(path)]
     save(merged, "model", {"members": members})
-
-
-def load_tensors(path: Path | str, what: str) -> Any:
-    """What torch.save wrote to `path`, on the CPU, without running any code in it.
-
-    Raises UserError, which calls it `what`, for a file that cannot be read or is damaged.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            if file.read(2) == b"PK":
-                _check_archive(file)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        reason = first_line(error, max_length=120)
-        raise UserError(f"{path} cannot be read as {what}: {reason}") from None
-
-
-def _check_archive(file):
-    """Raises ValueError or BadZipFile for what torch.load would not notice: sizes and CRCs."""
-    with zipfile.ZipFile(file) as archive:
-        claimed = sum(info.file_size for info in archive.infolist())
-        if claimed > file.seek(0, io.SEEK_END):  # torch.save does not compress
-            raise ValueError(f"it claims to hold {claimed} bytes")
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} in it is damaged")
 
 
 def previous_path(path: Path) -> Path:
@@ -242,7 +234,14 @@ def load_resume_checkpoint(
     path, saved = load_run(settings.paths.output(settings.paths.checkpoint_file))
     if missing := REQUIRED - saved.keys():
         raise UserError(f"{path} is not a complete checkpoint: it has no {min(missing)}")
-    check_signature(path, saved["run_signature"], run_signature)
+    try:
+        check_signature(path, saved["run_signature"], run_signature)
+        stats = torch.tensor(saved["channel_stats"], dtype=torch.float32)
+        channels = len(settings.features.channel_names)
+        if stats.shape != (2, channels) or not stats.isfinite().all():
+            raise ValueError("its channel statistics are not a mean and a deviation of each")
+    except MALFORMED as error:
+        raise UserError(f"{path} is not a complete checkpoint: {first_line(error)}") from None
     return saved | {"path": path}
 
 

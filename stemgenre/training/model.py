@@ -151,6 +151,9 @@ def build_model(
             pretrained=True,
             weights_file=model_settings.weights_file,
         )
+        if not all_finite(pretrained.features):
+            source = model_settings.weights_file or f"the download for {model_settings.backbone}"
+            raise UserError(f"{source} holds weights that are NaN or infinite")
         net.features.load_state_dict(pretrained.features.state_dict())
         net.avgpool.load_state_dict(pretrained.avgpool.state_dict())
     return net

@@ -411,6 +411,7 @@ class Trainer:
         try:
             self.run_id, self.best_weights = saved["run_id"], saved["best_weights"]
             self.state = TrainState(**saved["train_state"])
+            self.state.check()
             if self.state.best_epoch:
                 self.net.load_state_dict(self.best_weights)  # so that these, too, are complete
             self.net.load_state_dict(saved["weights"])
