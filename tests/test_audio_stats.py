@@ -1,7 +1,6 @@
 """The statistics of a file are correct, cached, and computed again once the file has changed."""
 
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -100,7 +99,7 @@ def test_short_clips_surround_and_low_rates_have_a_loudness(channels, seconds, r
     assert -30 < integrated_loudness(wave, rate) < -10
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.usefixtures("ffmpeg")
 def test_ffmpeg_measures_the_same_loudness(tmp_path):
     rng = np.random.default_rng(0)
     wave = rng.normal(0, 0.05, (44100 * 6, 2)) * np.linspace(0.02, 1, 44100 * 6)[:, None]

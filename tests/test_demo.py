@@ -233,7 +233,9 @@ def test_the_layout_is_the_competitions(demo):
 
 def test_the_stems_add_up_to_the_mix(demo):
     folder, cache = demo
-    for path in folder.rglob("*.au"):
+    paths = list(folder.rglob("*.au"))
+    assert len(paths) == 30
+    for path in paths:
         info = soundfile.info(path)
         assert (info.format, info.subtype) == ("AU", "PCM_16")
         assert (info.channels, info.samplerate) == (1, SR)

@@ -1,6 +1,5 @@
 """The same recording is found whatever was done to it; another song on the same beat is not."""
 
-import shutil
 import subprocess
 
 import librosa
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 from conftest import MUSIC
+from helpers import give_up
 
 from stemgenre.data import audio
 from stemgenre.data.duplicates import ROWS, SIMILARITY_THRESHOLD, find_duplicates
@@ -162,7 +162,7 @@ def test_a_stop_request_ends_the_search(song):
 def real_cuts(tmp_path):
     """Real clips, and for every second one an altered cut: (waves, where they come from)."""
     if not MUSIC.is_dir():
-        pytest.skip("no real clips beside this checkout")
+        give_up("no real clips beside this checkout")
     paths = {path.name: path for path in MUSIC.rglob("*.au")}
     rng = np.random.default_rng(0)
     waves, origins = [], []
@@ -197,7 +197,7 @@ def test_real_recordings_pair_where_they_overlap_and_with_no_other(real_cuts):
     assert required > 25
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.usefixtures("ffmpeg")
 def test_the_encoder_does_not_matter(song, tmp_path):
     """ffmpeg's mp3 at 64 kbit/s and another rate."""
     soundfile.write(tmp_path / "song.wav", song, SR)

@@ -55,7 +55,9 @@ def test_images_equal_librosas(genre):
 
 
 def test_images_of_real_clips_equal_librosas(music):
-    for path in sorted(music.glob("test_sound_1/*/*.au"))[:4]:
+    paths = sorted(music.glob("test_sound_1/*/*.au"))[:4]
+    assert len(paths) == 4
+    for path in paths:
         wave, _ = soundfile.read(path, dtype="float32")
         stems = np.stack([wave, 0.1 * wave, wave[::-1], 1e-4 * wave])
         image = log_mel(stems, clip_seconds=30.0)

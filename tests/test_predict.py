@@ -140,7 +140,7 @@ def test_files_folders_and_patterns_of_every_form_are_found_and_named_in_natural
         assert percentages == sorted(percentages, reverse=True)
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="there is no ffmpeg")
+@pytest.mark.usefixtures("ffmpeg")
 def test_what_only_ffmpeg_reads_is_predicted_like_the_same_sound_in_a_wav(classifier, tmp_path):
     soundfile.write(tmp_path / "a.wav", tune(seconds=12, sr=32000, channels=2), 32000)
     command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", "alac"]
