@@ -4,6 +4,7 @@ Others are where their readers are tested: tables in test_competition_errors.py,
 test_cache.py, audio in test_audio.py, checkpoints in test_checkpoint.py.
 """
 
+import json
 import os
 import pickle
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers import put_audio, tone
+from helpers import ROOT, put_audio, run_python, tone
 from torchvision.models import efficientnet_b0, efficientnet_b3
 
 from stemgenre.data import audio
@@ -372,3 +373,12 @@ def test_damaged_weights_in_the_download_folder_are_refused(tmp_path, monkeypatc
     for content in (b"", b"<html>", pickle.dumps({"a": 1})):
         path.write_bytes(content)
         refused(lambda: imagenet_weights("efficientnet_b3"), str(path), "SHA-256")
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_files_damaged_at_random_are_refused_or_read_the_same():
+    done = run_python(ROOT / "benchmarks" / "fuzz.py", "--files", 28, "--audio", 3, "--seed", 5)
+    assert done.returncode == 0, done.stdout
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert ends["files"] == 28 + 3 * 10, "of fourteen kinds of models and ten of sound"
+    assert ends["refused"] > ends["files"] / 2

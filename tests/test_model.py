@@ -15,7 +15,7 @@ from stemgenre.files import sha256
 from stemgenre.settings import BACKBONES, FeatureSettings, ModelSettings, load_settings
 from stemgenre.training import checkpoint
 from stemgenre.training.backbones import check_backbone, torchvision_weights, widen
-from stemgenre.training.inference import load_model
+from stemgenre.training.inference import load_models
 from stemgenre.training.model import GenreNet, build_model, to_sync_batchnorm
 from stemgenre.training.trainer import Trainer
 
@@ -179,7 +179,8 @@ def saved_model(path, net, channels, **content):
 
 def assert_loads_as(path, net, channels):
     images = torch.randn(2, channels, 64, 96)
-    loaded = load_model(path, torch.device("cpu")).net
+    (loaded,) = load_models(path, device=torch.device("cpu"))
+    loaded = loaded.net
     with torch.no_grad():
         assert torch.equal(loaded(images), net.eval().to(memory_format=torch.channels_last)(images))
 
@@ -211,7 +212,7 @@ def test_an_older_model_that_names_no_backbone_is_efficientnet_b3(tmp_path):
 def test_a_saved_model_of_an_unknown_network_is_refused(backbone, tmp_path):
     path = saved_model(tmp_path / "best_model.pth", network("cnn"), "mix", backbone=backbone)
     with pytest.raises(UserError, match=r"best_model\.pth does not hold a complete model"):
-        load_model(path, torch.device("cpu"))
+        load_models(path, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
