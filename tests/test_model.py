@@ -141,7 +141,7 @@ def test_frozen_batchnorm_follows_the_images_or_stays(backbone, mode, moves):
 
 
 def test_more_frozen_stages_than_there_are_is_refused_with_their_number():
-    with pytest.raises(UserError, match="FREEZE_STAGES=6, but cnn has 4 stages; use 0 to 4"):
+    with pytest.raises(UserError, match="FREEZE_STAGES=6, but cnn has 5 stages; use 0 to 5"):
         network("cnn", freeze_stages=6)
 
 
