@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ LOCK_NAME = ".run.lock"  # in OUTPUT_DIR; LOCK_INFO_NAME says who holds it
 LOCK_INFO_NAME = ".run.txt"
 TEMP_NAME = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.part")  # .NAME.PROCESS.RANDOM.part
 STALE_SECONDS = 3600.0  # without a write, in a folder that other runs may be writing to
+# NumPy reads the header of an array with Python's parser, which in CPython up to 3.11 fails now and
+# then when two threads parse at once ("AST constructor recursion depth mismatch", gh-106905).
+NPY_HEADER_LOCK = threading.Lock()
 WAYS_OUT = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space in your quota of that disk",

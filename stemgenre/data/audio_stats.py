@@ -20,7 +20,7 @@ from stemgenre.data import audio
 from stemgenre.data.fingerprint import SAMPLE_RATE, fingerprint
 from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes
 from stemgenre.errors import UserError
-from stemgenre.files import atomic_write
+from stemgenre.files import NPY_HEADER_LOCK, atomic_write
 from stemgenre.prefetch import prefetch_map
 from stemgenre.settings import Settings
 
@@ -94,18 +94,18 @@ class AudioStatsCache:
 
     def fingerprint(self, clip: str) -> np.ndarray:
         """The fingerprint of a clip that has an entry, (bands, frames) float16."""
-        with np.load(self.path(clip)) as entry:
+        with NPY_HEADER_LOCK, np.load(self.path(clip)) as entry:
             return entry["fingerprint"]
 
     def load_wave(self, clip: str) -> np.ndarray:
         """A clip that has an entry: mono at SAMPLE_RATE, (samples,) float32, peak 1."""
-        with np.load(self.path(clip)) as entry:
+        with NPY_HEADER_LOCK, np.load(self.path(clip)) as entry:
             return entry["wave"].astype(np.float32) / 32767
 
     def _load_stats(self, clip, signature):
         """The statistics in a clip's entry; None unless all of it is readable and up to date."""
         try:
-            with self.path(clip).open("rb") as file, np.load(file) as arrays:
+            with NPY_HEADER_LOCK, self.path(clip).open("rb") as file, np.load(file) as arrays:
                 entry = dict(arrays)  # reading each array to its end checks its CRC
             meta = json.loads(str(entry["meta"]))
             stats = meta.pop("stats")

@@ -23,7 +23,7 @@ import numpy as np
 
 from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes, clip_bytes, file_state
 from stemgenre.errors import ClipError, UserError, first_line
-from stemgenre.files import atomic_write
+from stemgenre.files import NPY_HEADER_LOCK, atomic_write
 from stemgenre.settings import STEMS, Settings
 
 if TYPE_CHECKING:
@@ -270,11 +270,10 @@ def cached_blocks(
 def _read_entry(path, waves, section=None) -> tuple[np.ndarray, dict[str, Any] | None]:
     """(the waves, meta) of an entry; meta is None in the older form. Raises as _open_entry does."""
     with _open_entry(path) as archive:
-        files, length, dtype = _open_waves(archive, waves)  # before np.load trusts a header
+        files, length, dtype = _open_waves(archive, waves)
         start, stop = section(length) if section else (0, length)
-        if stop - start > length // 2:
-            with np.load(path, allow_pickle=False) as entry:
-                arrays = np.stack([entry[f"{name}.npy"][start:stop] for name in waves])
+        if stop - start > length // 2:  # reading to the end checks the CRC
+            arrays = np.stack([np.frombuffer(file.read(), dtype)[start:stop] for file in files])
         else:  # of a long clip, no more is held than is wanted
             _check_crc(archive)
             for file in files:
@@ -333,7 +332,8 @@ def _open_array(archive, name) -> tuple[BinaryIO, tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise ValueError(f"{name} has the unknown .npy version {version[0]}.{version[1]}")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    with NPY_HEADER_LOCK:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{name} claims the shape {shape}, which its size does not fit")
     return file, shape, dtype
