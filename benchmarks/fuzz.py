@@ -182,7 +182,8 @@ def try_file(reader, place, kind, number, seed):
         end, what = reader.read(place)
     except UserError as error:
         end = "refused"
-        if reader.name not in str(error) or ("\n" in str(error) and "edited" not in kind):
+        named = any(name in str(error) for name in (reader.name, "SEPARATION_MODEL"))
+        if not named or ("\n" in str(error) and "edited" not in kind):
             end, what = "unclear", str(error)
     except BaseException as error:  # noqa: BLE001 what must not be
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -170,6 +170,9 @@ def _check_archive(file):
         claimed = sum(info.file_size for info in archive.infolist())
         if claimed > file.seek(0, io.SEEK_END):  # torch.save does not compress
             raise ValueError(f"it claims to hold {claimed} bytes")
+        for info in archive.infolist():  # torch leaves the memory of a folder's tensor as it is
+            if info.is_dir() or info.external_attr & 0x10:  # MS-DOS' sign of a folder
+                raise ValueError(f"{info.filename} in it is a folder")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} in it is damaged")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
@@ -84,6 +85,16 @@ def test_a_damaged_file_is_refused_or_reads_the_same(path):
         else:
             assert equal({key: loaded[key] for key in CONTENT}, CONTENT), f"byte {offset}"
     assert refused
+
+
+def test_a_tensor_that_is_marked_as_a_folder_is_refused(path):
+    """torch.load would give the memory that it finds in its place."""
+    data = bytearray(path.read_bytes())
+    names = [found.start() for found in re.finditer(rb"checkpoint/data/\d|archive/data/\d", data)]
+    entry = data.rindex(b"PK\x01\x02", 0, names[-1])  # the last tensor's in the directory
+    data[entry + 38] |= 0x10
+    path.write_bytes(data)
+    assert "is a folder" in refusal(path)
 
 
 class Payload:
@@ -219,6 +230,7 @@ ROW = {"epoch": 1, "valid_accuracy": 0.5, "seconds": 1.0}
         {"step": 2, "sums": {"values": [1.0, 2.0, None], "seconds": 1.0}},
         {"sums": {"values": [1.0, 2.0, 3.0], "seconds": 1.0}},
         {"best_loss": "low"},
+        {"epoch": 1, "history": [ROW], "best_epoch": 0},
     ],
 )
 def test_how_far_a_run_has_come_is_checked(fields):
@@ -229,8 +241,29 @@ def test_how_far_a_run_has_come_is_checked(fields):
 def test_what_a_run_saves_of_how_far_it_has_come_is_accepted():
     checkpoint.TrainState().check()
     checkpoint.TrainState(
-        epoch=1, step=3, sums={"values": [1.0, 2.0, 3.0], "seconds": 1.0}, history=[ROW]
+        epoch=1,
+        step=3,
+        sums={"values": [1.0, 2.0, 3.0], "seconds": 1.0},
+        history=[ROW],
+        best_epoch=1,
     ).check()
+
+
+@pytest.mark.parametrize("run_id", [None, 7, ["a", "b"], torch.zeros(2)])
+def test_a_run_id_that_is_no_name_is_no_checkpoint(tmp_path, run_id):
+    content = CONTENT | {"run_signature": SIGNATURE, "run_id": run_id, "best_weights": {}}
+    content |= {"train_state": {}, "channel_stats": ([-40.0] * 4, [10.0] * 4)}
+    checkpoint.save(tmp_path / "checkpoint.pth", "checkpoint", content)
+    with pytest.raises(UserError, match=r"checkpoint\.pth is not a complete checkpoint"):
+        checkpoint.load_resume_checkpoint(
+            settings(tmp_path, "RESUME_FROM_CHECKPOINT=True"), SIGNATURE
+        )
+
+
+@pytest.mark.parametrize("version", [None, "3", torch.zeros(2), [1]])
+def test_a_format_that_is_no_number_is_refused(tmp_path, version):
+    torch.save({"kind": "checkpoint", "format": version}, tmp_path / "x.pth")
+    assert "is not a checkpoint of this program" in refusal(tmp_path / "x.pth")
 
 
 def test_starting_from_scratch_puts_an_earlier_runs_checkpoint_aside_and_says_so(path, caplog):

@@ -219,6 +219,7 @@ MODELS = {
     "unknown features": {"features": FEATURES | {"colour": "blue"}},
     "features in a list": {"features": ["sr"]},
     "three channels": {"channel_stats": ([0.0] * 3, [1.0] * 3)},
+    "a number beyond floats": {"channel_stats": ([10**400] * 4, [1.0] * 4)},
     "channels as text": {"channel_stats": "loud"},
     "no channels": {"channel_stats": None},
 }

@@ -5,8 +5,10 @@ The only module that imports demucs, and only when a model is loaded.
 
 import fractions
 import hashlib
+import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,11 +20,11 @@ from stemgenre.runtime import MicroBatch, release_freed_memory
 from stemgenre.settings import STEMS, SeparationSettings
 
 WINDOW_BYTES = 1.5e9  # of GPU memory that one window of htdemucs may take, with a margin
+MAX_LAYERS = 100  # of a kind; htdemucs has 5
 MAX_KERNEL = 10**6  # samples of julius' kernels, which 44100:22051 Hz would make 10^9
 # What reading weights that are not whole raises, Demucs' ModelLoadingError (a RuntimeError) too.
-DAMAGED = (OSError, ArithmeticError, AssertionError, AttributeError) + (
-    LookupError, TypeError, ValueError, RuntimeError
-)  # fmt: skip
+MISFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+DAMAGED = (OSError, RuntimeError, *MISFIT)
 
 
 class Separator:
@@ -110,7 +112,13 @@ class Separator:
         std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
         mix = (mix - mean) / std * real
         with torch.autocast(self.device.type, torch.float16, enabled=half):
-            stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+            try:
+                stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
+            except MISFIT as error:
+                raise UserError(
+                    f"SEPARATION_MODEL cannot separate ({first_line(error)}): its file describes a "
+                    "model that does not fit itself; download it again"
+                ) from None
         order = [self.model.sources.index(stem) for stem in STEMS]
         stems = stems[:, order].float().mean(2) * std
         rates = self.model.samplerate, self.sample_rate
@@ -288,12 +296,17 @@ def _load_weights(path):
                 raise UserError(
                     f"{path} is not a plain Demucs model: its class is {meta.get('klass')}"
                 )
-            model = load_safetensors_model(path)
+            _check_depth(json.loads(meta["kwargs"]))
+            load, source = load_safetensors_model, path
         else:
             package = load_tensors(path, "a Demucs model", classes=[*classes, fractions.Fraction])
             if not isinstance(package, dict) or package.get("klass") not in classes:
                 raise UserError(f"{path} is not a Demucs model")
-            model = load_model(package)
+            _check_depth(package["kwargs"])
+            load, source = load_model, package
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            load(source)  # takes no memory: what it claims to be has to fit its weights
+        model = load(source)
         _check_model(model)
         return model
     except UserError as error:
@@ -301,6 +314,13 @@ def _load_weights(path):
     except (*DAMAGED, SafetensorError) as error:
         reason = first_line(error) if str(error).strip() else "it is damaged"
         raise UserError(f"{path} cannot be loaded as a Demucs model: {reason}; {way_out}") from None
+
+
+def _check_depth(arguments):
+    """Raises ValueError for a model of more layers than could be built."""
+    for name, value in arguments.items():
+        if name.endswith(("depth", "layers")) and not (type(value) is int and value <= MAX_LAYERS):
+            raise ValueError(f"it has {name} {str(value)[:20]}")
 
 
 def _check_model(model):

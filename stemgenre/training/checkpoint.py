@@ -19,7 +19,9 @@ from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError,
+)  # fmt: skip
 # raised by using what a file holds, if that is incomplete or of the wrong type or shape
 
 REQUIRED = {
@@ -44,7 +46,10 @@ class TrainState:
         counts = (self.epoch, self.step, self.best_epoch)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("its epochs and steps are not counts")
-        if type(self.history) is not list or not self.best_epoch <= self.epoch == len(self.history):
+        first = min(1, self.epoch)  # which is the best so far
+        if not first <= self.best_epoch <= self.epoch:
+            raise ValueError("its best epoch is none of its epochs")
+        if type(self.history) is not list or len(self.history) != self.epoch:
             raise ValueError("its metrics are not those of its epochs")
         self.epochs_without_improvement()  # looks at each
         numbers = [value for row in self.history for value in row.values()]
@@ -104,11 +109,12 @@ def load(path: Path | str, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no {kind} {path}")
     content = load_tensors(path, f"a {kind}")
-    if not isinstance(content, dict) or content.get("kind") != kind:
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is not int or content.get("kind") != kind:
         raise UserError(f"{path} is not a {kind} of this program")
-    if content.get("format") != FORMAT:
+    if version != FORMAT:
         raise UserError(
-            f"{path} has the {kind} format {content.get('format')}; this program reads "
+            f"{path} has the {kind} format {version}; this program reads "
             f"format {FORMAT}: use the version that wrote it"
         )
     return content
@@ -236,6 +242,8 @@ def load_resume_checkpoint(
         raise UserError(f"{path} is not a complete checkpoint: it has no {min(missing)}")
     try:
         check_signature(path, saved["run_signature"], run_signature)
+        if not isinstance(saved["run_id"], str):
+            raise ValueError("its run_id is not a name")
         stats = torch.tensor(saved["channel_stats"], dtype=torch.float32)
         channels = len(settings.features.channel_names)
         if stats.shape != (2, channels) or not stats.isfinite().all():
