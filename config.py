@@ -99,6 +99,10 @@ LOAD_OPTIMIZER_STATE = True  # False restarts AdamW's moments
 LOAD_SCHEDULER_STATE = True  # False restarts the cosine schedule from LR over the remaining epochs
 CHECKPOINT_MINUTES = 10.0  # minutes of work lost at most when the machine is taken away
 
+# Tracking
+TRACKER = None  # "tensorboard", "wandb" or "tensorboard,wandb": optional packages, see README.md
+LOG_EVERY_STEPS = 0  # steps from one row of metrics_steps.csv, and of TRACKER, to the next; 0: none
+
 # Machine
 SEED = 42  # of all randomness: split, order, augmentation, new weights, dropout
 DEVICE = "auto"  # cuda, cuda:1, mps or cpu; "auto" takes the best available

@@ -49,17 +49,20 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.data.leakage import warn_of_leakage
     from stemgenre.data.split import GROUPS_FILE, make_splits
     from stemgenre.demo.demo import ensure_demo
+    from stemgenre.report.metrics import write_classification_report
     from stemgenre.report.report import Report
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
     from stemgenre.separation.cache import open_cache
     from stemgenre.separation.separate import separate_missing
     from stemgenre.submission import Summary, write_probabilities, write_submission
+    from stemgenre.tracking.tracking import Tracking
     from stemgenre.training.checkpoint import merge_models
     from stemgenre.training.members import combine, members_to_resume, plan_members
     from stemgenre.training.model import build_model
     from stemgenre.training.stem_loader import StemLoader, check_batch_size
 
     paths, features, train = settings.paths, settings.features, settings.train
+    tracking = Tracking(settings, runtime)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = open_cache(settings)
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
@@ -118,7 +121,10 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         if member.name:
             overview.show_networks(members, results)
         resuming = member in begun
-        results.append(train_network(member, competition, loader, runtime, summary, resuming))
+        with tracking.network(member.name, member.settings.paths.output("")) as tracker:
+            results.append(
+                train_network(member, competition, loader, runtime, summary, resuming, tracker)
+            )
 
     # 5  networks -> submit.csv
     test_targets = competition.test["target"].to_numpy()
@@ -128,13 +134,22 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
             models = [member.best_model_path for member in members]
             merge_models(models, paths.output(paths.best_model_file))
             overview.show_networks(members, results, predictions, loader)
+            tracking.finish(predictions, label_names=competition.label_names)
         predicted = predictions.test_logits.argmax(1).tolist()
         write_submission(paths.output(paths.submit_file), competition, predicted)
         write_probabilities(paths.output(""), competition, predictions)
+        write_classification_report(
+            paths.output("classification_report.csv"),
+            predictions.valid["target"].to_numpy(),
+            predictions.valid_logits,
+            competition.label_names,
+        )
         summary.write(paths.output("summary.json"), competition, results, predictions)
 
 
-def train_network(member, competition, loader, runtime, summary, resuming) -> "MemberResult":
+def train_network(
+    member, competition, loader, runtime, summary, resuming, tracker
+) -> "MemberResult":
     """The MemberResult of one network: trained, and its validation and test clips predicted."""
     from stemgenre.features.log_mel import Frontend
     from stemgenre.report.report import Report
@@ -182,8 +197,14 @@ def train_network(member, competition, loader, runtime, summary, resuming) -> "M
         trainer.restore(saved)
     report = Report(settings, competition, member.train, member.valid, runtime)
     report.begin(trainer.state)
+    tracker.begin(trainer.state, run_id=trainer.run_id, steps_per_epoch=trainer.steps_per_epoch)
+
+    def after_epoch(state, valid_logits):
+        report.update(state, valid_logits)
+        tracker.log_epoch(state.history[-1])
+
     with summary.stage("training"):
-        state = trainer.fit(after_epoch=report.update)
+        state = trainer.fit(after_epoch=after_epoch, after_step=tracker.log_step)
 
     with summary.stage("prediction"):
         clips = len(member.valid) + len(competition.test)
@@ -203,6 +224,9 @@ def train_network(member, competition, loader, runtime, summary, resuming) -> "M
             for clips in (member.valid, competition.test)
         )
     report.finish(state, best, loader, valid_logits, test_logits)
+    tracker.finish(
+        member.valid, valid_logits, label_names=competition.label_names, best_epoch=state.best_epoch
+    )
     return MemberResult(member, state, valid_logits, test_logits)
 
 

@@ -19,9 +19,11 @@ STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
 RUN_FILES = (  # what a run writes below OUTPUT_DIR beside the files that settings name
     "metrics.csv", "summary.json", "settings_used.py", "valid_predictions.csv",
-    "test_probabilities.csv", "oof_predictions.csv", "report", "status.json", ".run.lock",
+    "test_probabilities.csv", "oof_predictions.csv", "report", "status.json",
+    "metrics_steps.csv", "classification_report.csv", "tensorboard", "wandb", ".run.lock",
     ".run.txt",
 )  # fmt: skip
+TRACKERS = ("tensorboard", "wandb")
 MASTERS = ("train_master", "label_master", "sample_submit", "sample_submission")
 INPUT_SUFFIXES = (".py", ".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".m4a", ".npz")
 BACKBONES = (  # of torchvision's networks those that are a sequence of stages; timm's besides
@@ -43,6 +45,13 @@ def _known_channels(text: str) -> str:
     if not set(names) <= {"mix", *STEMS} or len(set(names)) < len(names):
         raise ValueError("unknown channels")
     return ",".join(names)
+
+
+def _known_trackers(text: str | None) -> str | None:
+    names = [name.strip() for name in text.split(",")] if text else []
+    if not set(names) <= set(TRACKERS) or len(set(names)) < len(names):
+        raise ValueError("unknown trackers")
+    return ",".join(names) or None
 
 
 Auto = Literal["auto"]
@@ -204,6 +213,15 @@ class TrainSettings(_Group):
     checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 
+class TrackingSettings(_Group):
+    tracker: Annotated[
+        Text | None,
+        AfterValidator(_known_trackers),
+        Field(description=f"one or more of {', '.join(TRACKERS)}, separated by commas, or None"),
+    ]
+    log_every_steps: Annotated[int, Field(ge=0, le=10**6)]
+
+
 class MachineSettings(_Group):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
     device: Text
@@ -221,6 +239,7 @@ class Settings(_Group):
     augment: AugmentSettings
     model: ModelSettings
     train: TrainSettings
+    tracking: TrackingSettings
     machine: MachineSettings
 
     def of_member(self, name: str, *, seed: int) -> Self:

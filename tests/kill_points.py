@@ -41,7 +41,7 @@ def start_server():
     CONTEXT.set_forkserver_preload(list(PRELOAD))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]), os.pathsep)
         multiprocessing.forkserver.ensure_running()
 
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import precision_recall_fscore_support
+
+from stemgenre.files import atomic_write
 
 CALIBRATION_BINS = 10  # of equal width, over the top-1 probability
 
@@ -32,6 +36,21 @@ def per_genre(
     )
     columns = {"genre": label_names, "clips": clips, "precision": precision, "recall": recall}
     return pd.DataFrame(columns | {"F1": f1})
+
+
+def write_classification_report(
+    path: Path, targets: np.ndarray, logits: torch.Tensor, label_names: Sequence[str]
+) -> None:
+    """Writes per_genre() of logits (clips, genres) as CSV, with scikit-learn's names of columns.
+
+    A precision, recall or F1 whose denominator is zero is an empty cell. Raises UserError if the
+    file cannot be written.
+    """
+    table = per_genre(targets, logits.argmax(1).numpy(), label_names)
+    table = table.rename(columns={"clips": "support", "F1": "f1"})
+    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with atomic_write(path, "w", **options) as file:
+        table[["genre", "precision", "recall", "f1", "support"]].to_csv(file, index=False)
 
 
 def calibration(targets: np.ndarray, probabilities: np.ndarray) -> Calibration:

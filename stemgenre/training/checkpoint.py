@@ -37,6 +37,7 @@ class TrainState:
     step: int = 0  # optimiser steps done in the current epoch
     sums: dict = field(default_factory=dict)  # over these steps: values and seconds
     history: list = field(default_factory=list)  # a row of metrics.csv per finished epoch
+    step_history: list = field(default_factory=list)  # a row per LOG_EVERY_STEPS steps
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float = float("inf")

@@ -7,6 +7,7 @@ Whatever is random in a step (augmentation, dropout, stochastic depth) is a pure
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ class Trainer:
         self.label_names, self.label_ids = label_names, label_ids
         self.settings, self.runtime, self.run_signature = settings, runtime, run_signature
         self.clip_indices = train_clips.index.tolist()
+        self.steps_per_epoch = math.ceil(len(train_clips) / options.batch_size)
         self.labels = torch.tensor(train_clips["target"].to_numpy())
         probabilities = optimisation.target_probabilities(train_clips, num_classes=len(label_names))
         soft = settings.augment.mixup_alpha > 0 or "soft_target" in train_clips
@@ -100,12 +102,19 @@ class Trainer:
         self.state, self.run_id = TrainState(), checkpoint.new_run_id()
         self.best_weights = {}  # on the CPU, of state.best_epoch
         self.saved_at = time.monotonic()
+        self.logged_at = (0.0, 0)  # time.monotonic() and the step of the epoch
         self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
 
-    def fit(self, *, after_epoch: Callable[[TrainState, torch.Tensor], None]) -> TrainState:
+    def fit(
+        self,
+        *,
+        after_epoch: Callable[[TrainState, torch.Tensor], None],
+        after_step: Callable[[dict[str, float]], None] = lambda row: None,
+    ) -> TrainState:
         """Trains to the end; returns how far the run has come. Raises Interrupted once it is saved.
 
-        Calls after_epoch(state, logits of the validation clips) when an epoch is saved.
+        Calls after_epoch(state, logits of the validation clips) when an epoch is saved, and
+        after_step(row of metrics_steps.csv) every LOG_EVERY_STEPS steps.
         """
         options, state, runtime = self.settings.train, self.state, self.runtime
         by = options.best_by
@@ -116,7 +125,7 @@ class Trainer:
                     "no better validation %s for %d epochs: stopped early", by, options.patience
                 )
                 break
-            self.train_epoch()
+            self.train_epoch(after_step)
             started = time.monotonic()
             runtime.status.update(done=0, total=len(self.valid_clips))
             logits = compute_logits(
@@ -147,7 +156,9 @@ class Trainer:
                 self._interrupt(runtime.stop.signal_number)
         return state
 
-    def train_epoch(self) -> None:
+    def train_epoch(
+        self, after_step: Callable[[dict[str, float]], None] = lambda row: None
+    ) -> None:
         """Takes the remaining steps of the current epoch. Raises Interrupted once saved."""
         options, state, runtime = self.settings.train, self.state, self.runtime
         seed, device = self.settings.machine.seed, runtime.device
@@ -160,6 +171,8 @@ class Trainer:
             sums += torch.tensor(state.sums["values"], device=device)
         finite = torch.ones(len(batches), dtype=torch.bool, device=device)  # loss and gradients
         started = time.monotonic() - state.sums.get("seconds", 0.0)
+        self.logged_at = time.monotonic(), state.step
+        log_every = self.settings.tracking.log_every_steps
         self.ddp_net.train()
         runtime.status.update(
             run=self.run_id,
@@ -202,6 +215,8 @@ class Trainer:
             sums += values.nan_to_num(0.0, 0.0, 0.0)
             state.step += 1
             runtime.status.update(step=state.step)
+            if log_every and (state.epoch * len(batches) + state.step) % log_every == 0:
+                after_step(self._log_step(values, batch_clips))
             self.on_step(state.step)
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
             due, stop_signal = runtime.all_reduce_max(int(due), runtime.stop.signal_number)
@@ -315,6 +330,27 @@ class Trainer:
 
     def on_step(self, step: int) -> None:
         """Does nothing; called after the `step`-th step of an epoch. A hook for tests and tools."""
+
+    def _log_step(self, values, batch_clips):
+        """The row of metrics_steps.csv for a step, from its `values` on this rank.
+
+        Its seconds are the mean over the steps since the row before, in this epoch and start.
+        """
+        state, (logged_at, logged_step) = self.state, self.logged_at
+        gathered = self.runtime.all_gather(values.tolist())  # waits for the device
+        loss, correct, norm = (sum(column) for column in zip(*gathered, strict=True))
+        self.logged_at = time.monotonic(), state.step
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.epoch * self.steps_per_epoch + state.step,
+            "train_loss": loss / batch_clips,
+            "train_accuracy": correct / batch_clips,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm,
+            "seconds": (self.logged_at[0] - logged_at) / (state.step - logged_step),
+        }
+        state.step_history.append(row)
+        return row
 
     def _store_sums(self, sums, started, finite, rank_batches):
         """Puts the sums over the epoch's steps, of all ranks, into the state.
