@@ -5,6 +5,7 @@ python train.py IMG_SIZE=300 BATCH_SIZE=8     with other settings than config.py
 python train.py recipes/quick.py              with a settings file laid over config.py
 python train.py RESUME_FROM_CHECKPOINT=True   resumes a stopped run
 python train.py --demo                        on a synthesised competition, nothing to download
+python train.py --download-only               fetches the models, to train without a network
 torchrun --nproc-per-node=4 train.py          on four GPUs
 """
 
@@ -22,9 +23,20 @@ if TYPE_CHECKING:  # importing train.py does not load torch
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings for this run")
-    parser.add_argument("--demo", action="store_true", help="use a synthesised competition")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--demo", action="store_true", help="use a synthesised competition")
+    modes.add_argument(
+        "--download-only",
+        action="store_true",
+        help="download the models, for use without a network",
+    )
     args = parser.parse_intermixed_args()
     settings = cli.parse_settings(args.settings, demo=args.demo)
+    if args.download_only:
+        from stemgenre.downloads import download_models
+
+        download_models(settings)
+        return
     if not args.demo:
         cli.check_data_dir(settings)
 

@@ -21,6 +21,7 @@ MAY_IMPORT = {  # a part, a folder or module of the package -> the others, besid
     "eda": STAGES,
     "report": STAGES,
     "demo": STAGES,
+    "downloads": {"separation", "training"},
     "tracking": STAGES | {"report.metrics"},
     "app": STAGES | {"predict"},
     "__init__": {"predict"},  # the public names, imported when they are used

@@ -184,6 +184,18 @@ def load_demucs(name: str, repo: Path | str | None = None) -> torch.nn.Module:
     return BagOfModels(models, bag["weights"], bag["segment"])
 
 
+def model_files(name: str, repo: Path | str | None = None) -> list[Path]:
+    """The files that load_demucs() reads: a yaml, if the model has one, and weights.
+
+    Raises UserError if they cannot be found or downloaded.
+    """
+    folder = Path(repo) if repo else None
+    bag = _read_bag(folder, name)
+    path = _repo_file(folder, name, name, suffixes=(".yaml",), required=folder is None)
+    weights = [_repo_file(folder, name, signature) for signature in bag["models"]]
+    return [path, *weights] if path else weights
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a model's name is a name, never a path."""
     return bool(re.fullmatch(r"[\w-]+", name))

@@ -179,19 +179,35 @@ def torchvision_weights(name: str) -> models.WeightsEnum:
     return models.get_model_weights(name).DEFAULT
 
 
+def weights_path(name: str, weights_file: str | None = None) -> Path:
+    """Where build_backbone() finds or puts the ImageNet weights: a file, or timm's folder."""
+    if weights_file:
+        return Path(weights_file)
+    if name.startswith(TIMM):
+        config = _import_timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
+        if not config.hf_hub_id:
+            return Path(torch.hub.get_dir(), "checkpoints")
+        from huggingface_hub import constants  # only here: it comes with timm
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = repo_folder_name(repo_id=config.hf_hub_id, repo_type="model")
+        return Path(constants.HF_HUB_CACHE, folder)
+    file_name = torchvision_weights(name).url.rsplit("/", 1)[1]
+    return Path(torch.hub.get_dir(), "checkpoints", file_name)
+
+
 def imagenet_weights(name: str, weights_file: str | None = None) -> dict[str, torch.Tensor]:
     """The state_dict of torchvision's network `name`, from a file, or downloaded once.
 
     Raises UserError, with the ways to get them, if the weights cannot be loaded.
     """
     weights = torchvision_weights(name)
-    file_name = weights.url.rsplit("/", 1)[1]
+    path = weights_path(name, weights_file)
     way_out = (
         f"Download {weights.url} on a machine with internet access and set WEIGHTS_FILE to it, or "
         f"put it into {torch.hub.get_dir()}/checkpoints; TORCH_HOME moves that folder. "
         "PRETRAINED=False trains from scratch"
     )
-    path = Path(weights_file or Path(torch.hub.get_dir(), "checkpoints", file_name))
     try:
         if not weights_file and not path.is_file():
             return weights.get_state_dict(progress=False, check_hash=True)
@@ -201,7 +217,7 @@ def imagenet_weights(name: str, weights_file: str | None = None) -> dict[str, to
     except LOAD_ERRORS as error:
         reason = first_line(error)
         raise UserError(
-            f"the ImageNet weights {file_name} cannot be loaded ({reason}). {way_out}"
+            f"the ImageNet weights {path.name} cannot be loaded ({reason}). {way_out}"
         ) from None
 
 
