@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stemgenre.errors import UserError, first_line
 from stemgenre.settings import Settings, format_settings
 from stemgenre.training import checkpoint
 from stemgenre.training.checkpoint import TrainState
@@ -165,6 +166,9 @@ class WandB(Tracker):
         import wandb
 
         self.steps_per_epoch, self.last_step = run.steps_per_epoch, 0
+        options = {"console": "off", "quiet": True}
+        if "finish_timeout" in wandb.Settings.model_fields:  # older versions have none
+            options["finish_timeout"] = UPLOAD_SECONDS
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=run.run_id,
@@ -174,7 +178,7 @@ class WandB(Tracker):
             config=run.settings.values(),
             allow_val_change=True,
             resume=None if is_offline() else "allow",
-            settings=wandb.Settings(console="off", quiet=True, finish_timeout=UPLOAD_SECONDS),
+            settings=wandb.Settings(**options),
         )
         self.run.define_metric("step/*", step_metric="step/step")
         self.run.define_metric("epoch/*", step_metric="epoch/epoch")
@@ -232,8 +236,15 @@ def is_offline() -> bool:
 
 
 def log_in() -> None:
-    """Asks for W&B's key if it has none, before a long run. Raises whatever W&B raises."""
+    """Asks for W&B's key if it has none, before a long run. Raises UserError without one."""
     import wandb
 
-    if not is_offline() and not wandb.login(timeout=LOGIN_SECONDS):
-        raise RuntimeError("not logged in; run `wandb login`, or set WANDB_MODE=offline")
+    if is_offline():
+        return
+    reason = "no key"
+    try:
+        if wandb.login(timeout=LOGIN_SECONDS):
+            return
+    except wandb.Error as error:
+        reason = first_line(error)
+    raise UserError(f"{reason}. Run `wandb login`, or set WANDB_MODE=offline")
