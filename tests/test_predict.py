@@ -262,10 +262,11 @@ def test_a_clip_is_predicted_as_the_training_pipeline_predicts_it(
     overrides = [f"{name.upper()}={value}" for name, value in vars(FEATURES).items()]
     overrides += [f"SEPARATION_REPO={fast_repo}", f"SEPARATION_OVERLAP={OVERLAP}", "DEVICE=cpu"]
     settings = load_settings([*overrides, f"DATA_DIR={tmp_path}"])
-    paths = [tmp_path / f"{number}.wav" for number in range(3)]
-    for seconds, path in zip((2, 2.04, 1.5), paths, strict=True):  # as long, longer, shorter
+    paths = [tmp_path / f"{number}.wav" for number in range(4)]
+    lengths = (2, 2.15, 1.5, 5.3)  # s: a window, a little more, less, several windows
+    for seconds, path in zip(lengths, paths, strict=True):
         soundfile.write(path, tune(seconds=seconds, sr=22050, seed=int(path.stem)), 22050)
-    clips = pd.DataFrame({"clip": ["0", "1", "2"], "path": paths})
+    clips = pd.DataFrame({"clip": ["0", "1", "2", "3"], "path": paths})
     cache = StemCache(settings.cache_folder, model="htdemucs", sample_rate=SR)
     with start_runtime(settings.machine) as runtime:
         separate_missing(clips, cache, settings, runtime)
@@ -275,9 +276,12 @@ def test_a_clip_is_predicted_as_the_training_pipeline_predicts_it(
         logits = compute_logits(best.net, best.frontend, loader, clips, **how)
     expected = logits.softmax(1)
     assert (expected[0] - expected[1]).abs().max() > 0.01, "this model ignores its input"
-    for (_, result), row in zip(classifier.predict_all(paths), expected, strict=True):
+    windows = (1, 1, 1, 5)
+    for (_, result), row, count in zip(
+        classifier.predict_all(paths), expected, windows, strict=True
+    ):
         assert list(result.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-5)
-        assert len(result.timeline) == 1
+        assert len(result.timeline) == count
 
 
 def test_a_long_file_is_classified_in_windows_of_the_whole_files_stems(

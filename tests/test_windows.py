@@ -1,0 +1,67 @@
+"""Clips longer than CLIP_SECONDS: windows in training and prediction, and further views of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_RUN
+from helpers import run_training
+
+from stemgenre import Classifier
+from stemgenre.features.augmentation import NO_AUGMENT, tta_views
+from stemgenre.features.windows import random_window
+from stemgenre.settings import load_settings
+
+
+def windows_of(length, count=200, *, window=100, needed=100, epoch=0):
+    how = {"needed": needed, "seed": 1, "epoch": epoch}
+    return [random_window(length, window, **how, clip_index=i) for i in range(count)]
+
+
+def test_a_training_window_is_anywhere_in_a_long_clip_and_a_pure_function():
+    starts = np.array([start for start, _ in windows_of(1000)])
+    assert starts.min() < 50
+    assert starts.max() > 850
+    assert np.histogram(starts, bins=4, range=(0, 901))[0].min() > 25, "any part as often"
+    assert all(stop - start == 100 for start, stop in windows_of(1000))
+    assert windows_of(1000) == windows_of(1000)
+    assert windows_of(1000) != windows_of(1000, epoch=1)
+
+
+@pytest.mark.parametrize("length", [30, 100, 110])
+def test_a_clip_up_to_a_tenth_longer_is_one_window_its_beginning(length):
+    assert set(windows_of(length)) == {(0, min(length, 100))}
+
+
+def test_a_faster_tempo_takes_a_longer_section_and_never_more_than_there_is():
+    for start, stop in windows_of(130, needed=120):
+        assert 0 <= start <= 10
+        assert stop == start + 120
+    assert set(windows_of(115, needed=120)) == {(0, 115)}
+
+
+def test_views_of_tta_go_to_either_side_and_begin_with_the_clip_itself():
+    views = tta_views(8)
+    assert views[0] == NO_AUGMENT
+    assert len(set(views)) == 9
+    assert np.mean([view.rate for view in views]) == pytest.approx(1)
+    assert np.mean([view.semitones for view in views]) == pytest.approx(0)
+    assert tta_views(0) == [NO_AUGMENT]
+
+
+def test_a_run_on_windows_predicts_as_predict_py_does(small_data, tmp_path):
+    """Validation, test and prediction see all windows, with TTA more of them."""
+    words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}", "EPOCHS=1"]
+    words += ["CLIP_SECONDS=0.7", "IMG_SIZE=(64, 96)", "CHANNELS=mix", "TTA=2"]
+    settings = load_settings(words)
+    out = run_training(settings)
+    table = pd.read_csv(out / "test_probabilities.csv").set_index("file_name")
+    name = table.index[0]
+    (path,) = settings.cache_folder.parent.rglob(name)
+    model = out / "best_model.pth"
+    plain, with_views = (Classifier.load(model, device="cpu", tta=tta) for tta in (0, 2))
+    assert plain.predict(path).probabilities != with_views.predict(path).probabilities
+    found = torch.tensor([*with_views.predict(path).probabilities.values()])
+    torch.testing.assert_close(
+        found, torch.tensor(table.loc[name].to_numpy(), dtype=found.dtype), atol=2e-4, rtol=0
+    )
