@@ -259,9 +259,7 @@ def numbered_clips(tmp_path):
         stems = np.full((4, 1100), clip) + np.arange(4)[:, None] / 10
         cache.write(f"clip_{clip}", stems, tmp_path / "source")
     clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(12)], "target": [0, 1, 2] * 4})
-    loader = StemLoader(
-        cache, SMALL, ALWAYS, threads=2, device=torch.device("cpu"), device_cache=0.0
-    )
+    loader = StemLoader(cache, threads=2, device=torch.device("cpu"), device_cache=0.0)
     return loader, clips
 
 
@@ -271,7 +269,13 @@ def swapped_stems(loader, clips, batches, *, probability=0.5, epoch=1):
     batches = [np.array(batch) for batch in batches]
     rows = {}
     for batch, stems in training_batches(
-        loader, clips, batches, augment=augment, seed=42, epoch=epoch
+        loader,
+        clips,
+        batches,
+        section=lambda row, length: (0, length),
+        augment=augment,
+        seed=42,
+        epoch=epoch,
     ):
         rows |= {int(i): waves[:, 0].tolist() for i, waves in zip(batch, stems, strict=True)}
     return rows

@@ -11,7 +11,7 @@ from helpers import assert_same_run, run_results, run_training, tiny_backbone
 
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.runtime import start_runtime
-from stemgenre.training import checkpoint, model, trainer
+from stemgenre.training import backbones, checkpoint, trainer
 from stemgenre.training.model import build_model
 from stemgenre.training.trainer import Trainer
 
@@ -103,14 +103,14 @@ def test_a_step_that_the_fp16_scaler_skips_does_not_count_in_the_average(
         gradients.append(gradient)
         return gradient * torch.inf if len(gradients) == 2 else gradient
 
-    def backbone(stochastic_depth):
-        net = tiny_backbone(stochastic_depth)
+    def backbone(name, stochastic_depth):
+        net = tiny_backbone(name, stochastic_depth)
         net.features[8][0].weight.register_hook(overflow_once)
         return net
 
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
-    monkeypatch.setattr(model, "build_backbone", backbone)
+    monkeypatch.setattr(backbones, "torchvision_network", backbone)
     out = run_training(small_settings("EPOCHS=1", "EMA_DECAY=0.9"))
     assert len(gradients) == 3
     assert saved_by(out)["average"]["n_averaged"] == 2
@@ -163,11 +163,16 @@ TABLE["target"] = [0, 0, 0, 1, 2, 0, 1, 0] * 2
 class MarkedClips:
     """Loader and frontend of images in which row 0 says which clips they were mixed from."""
 
-    def batches(self, clips, batches):
+    def batches(self, clips, batches, *, section):
         return ((batch, list(batch)) for batch in batches)
 
     def drop_gpu_cache(self):
         return False
+
+    clip_samples = 1
+
+    def needed_samples(self, params):
+        return 1
 
     def __call__(self, stems, params):
         images = torch.zeros(len(stems), 4, 64, 64)

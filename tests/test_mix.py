@@ -218,10 +218,11 @@ def test_the_model_predicts_files_of_any_length_and_keeps_no_stems(run, tmp_path
     assert starts == pytest.approx([0, 1, 2, 3, 4, 5, 5.5], abs=1e-3)
     (whole,), _ = decoded(path)[path]
     windows = [whole[:, round(s * SR) : round(s * SR) + 2 * SR] for s in starts]
-    images = classifier.frontend(windows, [NO_AUGMENT] * len(windows))
+    (member,) = classifier.models
+    images = member.frontend(windows, [NO_AUGMENT] * len(windows))
     assert images.shape[1] == 1
     with torch.inference_mode():
-        expected = classifier.net(images).softmax(1)
+        expected = member.net(images).softmax(1)
     found = torch.tensor([list(s.probabilities.values()) for s in result.timeline])
     assert torch.allclose(found, expected, atol=1e-4)
 

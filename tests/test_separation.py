@@ -25,9 +25,9 @@ from stemgenre.demo.synth import render
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.files import sha256
 from stemgenre.runtime import start_runtime
-from stemgenre.separation import cache as cache_module
 from stemgenre.separation.cache import STEMS, StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
+from stemgenre.separation.entry_writer import StemSpool
 from stemgenre.separation.separate import (
     EndOfFile,
     read_chunks,
@@ -290,7 +290,7 @@ def test_without_memory_to_store_a_clips_stems_that_clip_is_named(
     waves = {name: noise(16, 1, seed=n)[0].numpy() for n, name in enumerate("abc")}
     clips = clips_in(tmp_path, **waves)  # of two chunks each
     owner, method = place.split(".")
-    owner, calls = getattr(cache_module, owner), []
+    owner, calls = {"StemCache": StemCache, "StemSpool": StemSpool}[owner], []
     function = getattr(owner, method)
 
     def failing(*arguments, **options):

@@ -95,9 +95,8 @@ class StemLoader:
         """
         stems = self.gpu_cache.get(clip)  # other threads may drop the cache
         if stems is None and self.budget_bytes > 0 and self._is_short(clip):
-            on_host = torch.from_numpy(self.cache.read(clip, source=source))
-            stems = self._to_device(on_host)
-            if stems is not on_host and stems.nbytes <= self.budget_bytes:
+            stems = self._to_device(torch.from_numpy(self.cache.read(clip, source=source)))
+            if stems.nbytes <= self.budget_bytes:  # 0 if they did not fit
                 self.budget_bytes -= stems.nbytes
                 self.gpu_cache[clip] = stems
         if stems is not None:
