@@ -85,6 +85,9 @@ def test_out_of_fold_and_test_predictions_are_those_of_the_folds(folds_run):
     assert low < accuracy < high or accuracy in (low, high)
     assert summary["networks"].keys() == {"fold_1", "fold_2", "fold_3"}
     assert summary["clips"]["valid"] == len(table)
+    genres = pd.read_csv(folds_run / "classification_report.csv", index_col="genre")
+    recall = (table["label"] == table["predicted"]).groupby(table["label"]).mean()
+    assert genres["recall"].to_dict() == pytest.approx(recall.to_dict())
 
 
 def test_the_model_of_all_folds_predicts_their_mean(folds_run):

@@ -13,6 +13,7 @@ from browser import open_page
 from conftest import SMALL_RUN
 from helpers import put_audio, put_table
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import classification_report
 
 import train
 from stemgenre import cli
@@ -97,6 +98,19 @@ def test_the_predictions_are_those_of_the_best_model(finished):
     loss = -np.log([row[row["label"]] for _, row in valid.iterrows()]).mean()
     best = rows.sort_values(["valid_accuracy", "valid_loss"], ascending=[False, True]).iloc[0]
     assert loss == pytest.approx(best["valid_loss"], abs=1e-3)
+
+
+def test_classification_report_is_scikit_learns(finished):
+    valid = pd.read_csv(finished / "valid_predictions.csv")
+    table = pd.read_csv(finished / "classification_report.csv", index_col="genre")
+    expected = pd.DataFrame(
+        classification_report(
+            valid["label"], valid["predicted"], output_dict=True, zero_division=np.nan
+        )
+    ).T.loc[table.index]
+    expected.columns = table.columns
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, check_names=False)
+    assert table["support"].sum() == len(valid)
 
 
 def test_the_test_clips_probabilities_are_those_of_the_submission(finished, small_data):

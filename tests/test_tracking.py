@@ -221,6 +221,17 @@ def test_each_network_is_a_run_of_one_group(tensorboard, wandb, small_data, tmp_
     ]  # fmt: skip
 
 
+def test_networks_of_a_killed_and_resumed_run_stay_one_group(tensorboard, small_data, tmp_path):
+    options = ("TRACKER=tensorboard", "FOLDS=2", "EPOCHS=1", "CHECKPOINT_MINUTES=1e-9")
+    killed_run(small_data, tmp_path, *options, step=4)
+    out = run(small_data, tmp_path, *options, resume=True)
+    (group,) = (out / "tensorboard").iterdir()
+    for name in ("fold_1", "fold_2"):
+        run_id = pd.read_csv(out / name / "metrics.csv")["run_id"][0]
+        assert (run_id == group.name) == (name == "fold_1")
+        assert list(scalars(events(group / name), "epoch/train_loss")) == [1]
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_before_any_work(name, small_data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)

@@ -46,7 +46,8 @@ class Tracking:
         names = settings.tracking.tracker
         self.names = names.split(",") if names else []
         for name in self.names:
-            if importlib.util.find_spec(name) is None:
+            package = importlib.util.find_spec(name)
+            if package is None or package.origin is None:  # or a folder of that name: its output
                 raise UserError(f"TRACKER={names} needs {name}: pip install {name}")
         if self.is_main and "wandb" in self.names:
             self.attempt("wandb", trackers.log_in)
