@@ -1,0 +1,362 @@
+"""The page's four tabs: Train, Try, Data, Results. What they show is read from disk."""
+
+import contextlib
+from pathlib import Path
+
+import gradio as gr
+from markupsafe import Markup
+
+from stemgenre.app import views
+from stemgenre.app.form import DEMO, NO_RECIPE, Form
+from stemgenre.app.runs import Background, Runs, start_training
+from stemgenre.app.sounds import MAX_FILES, MAX_SECONDS, SoundClassifier, delete
+from stemgenre.data.find_files import AUDIO_SUFFIXES
+from stemgenre.errors import UserError
+from stemgenre.settings import Settings
+
+TICK_SECONDS = 1.0  # between two looks at the run's files
+DETAILED = 8  # sounds of an upload that are shown with pictures and players; all are in the table
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+OPEN_SECTION = "Training"
+EARLIER = "settings of "
+
+
+class Page:
+    """What the tabs share: the settings, the runs, eda.py's process, the last model."""
+
+    def __init__(self, words: list[str], settings: Settings, runs: Runs, *, exposed: bool) -> None:
+        self.settings, self.runs, self.exposed = settings, runs, exposed
+        self.form = Form(words, runs_folder=runs.folder, exposed=exposed)
+        self.eda = Background("eda.py")
+
+    def build(self) -> gr.Blocks:
+        """The gr.Blocks of the page. Uploads that nobody predicts are deleted after ten minutes."""
+        with gr.Blocks(
+            title="Stem Genre", analytics_enabled=False, delete_cache=(60, 600)
+        ) as blocks:
+            gr.HTML("<h1>Stem Genre</h1>")
+            with gr.Tabs():
+                with gr.Tab("Train", id="train"):
+                    self._train_tab(blocks)
+                with gr.Tab("Try", id="try") as tab:
+                    self._try_tab(blocks, tab)
+                with gr.Tab("Data", id="data"):
+                    self._data_tab()
+                with gr.Tab("Results", id="results") as tab:
+                    self._results_tab(tab)
+        return blocks
+
+    # Train
+
+    def _train_tab(self, blocks):
+        with gr.Row():
+            shown = gr.Dropdown(
+                [], label="Run", info="below " + str(self.runs.folder), elem_id="run"
+            )
+            stop = gr.Button("Stop and save", variant="stop", elem_id="stop")
+            resume = gr.Button("Resume", elem_id="resume")
+        line = gr.HTML(elem_id="run-message")
+        progress = gr.HTML(elem_id="progress")
+        curves = gr.HTML(elem_id="curves")
+        with gr.Accordion("Log", open=False):
+            log = gr.Textbox(
+                show_label=False, lines=12, max_lines=12, autoscroll=True, elem_id="log"
+            )
+        gr.HTML("<h2>A new run</h2>")
+        with gr.Row():
+            recipe = gr.Dropdown(
+                self._recipes(), value=NO_RECIPE, label="Recipe", elem_id="recipe",
+                info="what the settings start from; changes are marked",
+            )  # fmt: skip
+            name = gr.Textbox(
+                "run", label="Name", info="of its folder", elem_id="name", max_length=64
+            )
+        fields, notes = self._form_fields()
+        command = gr.Code(label="The same in a terminal", language="shell", elem_id="command")
+        wrong = gr.HTML(elem_id="form-message")
+        start = gr.Button("Start training", variant="primary", elem_id="start")
+
+        everything = [recipe, name, *fields]
+        checked = [*notes, command, wrong]
+        for component in (name, *fields):
+            event = component.blur if isinstance(component, gr.Textbox) else component.input
+            event(self._check, everything, checked, trigger_mode="always_last", **QUIET)
+        refill = {"fn": self._fill, "inputs": recipe, "outputs": [name, *fields]}
+        recipe.input(**refill, **QUIET).then(self._check, everything, checked, **QUIET)
+        start.click(self._start, everything, [shown, *checked], concurrency_limit=None, **QUIET)
+        stop.click(self._stop, shown, line, queue=False, **QUIET)
+        resume.click(self._resume, shown, line, concurrency_limit=None, **QUIET)
+        seen = gr.State([])
+        blocks.load(self._first_look, None, [shown, recipe], queue=False, **QUIET).then(
+            self._check, everything, checked, **QUIET
+        )
+        gr.Timer(TICK_SECONDS).tick(
+            self._look,
+            [shown, seen],
+            [shown, recipe, progress, curves, log, stop, resume, seen],
+            queue=False,
+            **QUIET,
+        )
+
+    def _form_fields(self):
+        """(components, notes) of the form's fields, a group for each section of config.py."""
+        components, notes, values = [], [], self.form.values(self._base(NO_RECIPE))
+        for section in dict.fromkeys(field.section for field in self.form.fields):
+            is_open = section == OPEN_SECTION
+            with gr.Accordion(section, open=is_open), gr.Row():
+                for field in self.form.fields:
+                    if field.section != section:
+                        continue
+                    with gr.Column(min_width=300, elem_classes="field"):
+                        common = {
+                            "label": field.name,
+                            "info": f"{field.comment} ({field.accepts})",
+                            "elem_id": f"set-{field.name}",
+                        }
+                        value = values[field.name]
+                        if field.choices:
+                            component = gr.Dropdown(list(field.choices), value=value, **common)
+                        else:
+                            component = gr.Textbox(value, max_length=1000, **common)
+                        components.append(component)
+                        notes.append(gr.HTML(elem_id=f"note-{field.name}"))
+        return components, notes
+
+    def _earlier(self):
+        """{recipe: settings_used.py} of the runs."""
+        files = {run.name: run.file("settings_used.py") for run in self.runs.find().values()}
+        return {f"{EARLIER}{name}": path for name, path in files.items() if path}
+
+    def _recipes(self):
+        return [*self.form.recipes(), *self._earlier()]
+
+    def _base(self, recipe):
+        return self.form.base_words(recipe, self._earlier())
+
+    def _fill(self, recipe):
+        """The run's name and the fields' values of a recipe."""
+        values = self.form.values(self._base(recipe))
+        name = recipe.removeprefix(EARLIER).rpartition("/")[2] if recipe != NO_RECIPE else "run"
+        return [name, *values.values()]
+
+    def _checked(self, recipe, name, *texts):
+        names = [field.name for field in self.form.fields]
+        return self.form.check(
+            self._base(recipe), name, dict(zip(names, map(str, texts), strict=True))
+        )
+
+    def _notes(self, checked):
+        """The note of each field: what is wrong, or the recipe's value if it was changed."""
+        for field in self.form.fields:
+            if field.name in checked.errors:
+                yield views.message(checked.errors[field.name])
+            elif field.name in checked.changed:
+                yield views.message(
+                    f"changed; the recipe has {checked.changed[field.name]}", "note changed"
+                )
+            else:
+                yield Markup()
+
+    def _check(self, *content):
+        """The notes, the command line and what is wrong in general."""
+        try:
+            checked = self._checked(*content)
+        except UserError as error:
+            return [*[gr.skip() for _ in self.form.fields], gr.skip(), views.message(str(error))]
+        return [*self._notes(checked), checked.command, views.message(checked.general)]
+
+    def _start(self, *content):
+        """Starts the run of the form, and shows it."""
+        try:
+            checked = self._checked(*content)
+            notes = list(self._notes(checked))
+            if not checked.first_error:
+                start_training(checked.words, self.runs.folder / content[1])
+        except UserError as error:
+            return [
+                gr.skip(),
+                *[gr.skip() for _ in self.form.fields],
+                gr.skip(),
+                views.message(str(error)),
+            ]
+        if checked.first_error:
+            return [gr.skip(), *notes, checked.command, views.message(checked.first_error)]
+        shown = gr.Dropdown(list(self.runs.find()), value=content[1])
+        return [shown, *notes, checked.command, views.message("started", "soft")]
+
+    def _stop(self, name):
+        try:
+            self.runs.get(name).stop()
+        except UserError as error:
+            return views.message(str(error))
+        return views.message("it saves after the current step and stops", "soft")
+
+    def _resume(self, name):
+        try:
+            run = self.runs.get(name)
+            settings = run.file("settings_used.py")
+            if settings is None:
+                raise UserError(f"{run.name} has no settings_used.py; start it again")
+            words = [str(settings), f"OUTPUT_DIR={run.folder}", "RESUME_FROM_CHECKPOINT=True"]
+            start_training(words, run.folder)
+        except UserError as error:
+            return views.message(str(error))
+        return views.message("resumed", "soft")
+
+    def _first_look(self):
+        """The choices of a page that was just opened: the run that changed last is shown."""
+        names = list(self.runs.find())
+        return gr.Dropdown(names, value=names[0] if names else None), gr.Dropdown(self._recipes())
+
+    def _look(self, name, seen):
+        """What has changed of the shown run since `seen`; nothing else is sent."""
+        runs = self.runs.find()
+        names, recipes = list(runs), self._recipes()
+        choices = sorted(names), recipes
+        if name not in runs:
+            values = [*choices, Markup(), Markup(), "", False, False]
+        else:
+            run = runs[name]
+            running = run.holder() is not None
+            can_resume = not running and run.file("settings_used.py") is not None
+            texts = views.progress(run), views.curves(run), run.log_tail()
+            values = [*choices, *texts, running, can_resume]
+        updates = [
+            gr.skip() if index < len(seen) and seen[index] == value else _update(index, value)
+            for index, value in enumerate(values)
+        ]
+        return [*updates, values]
+
+    # Try
+
+    def _try_tab(self, blocks, tab):
+        gr.HTML(
+            f"<p class='soft'>Sounds of up to {MAX_SECONDS / 60:.0f} minutes; they are deleted as "
+            "soon as they are predicted.</p>"
+        )
+        models = gr.Dropdown(
+            [], label="Models", multiselect=True, elem_id="models",
+            info="the probabilities of several are averaged",
+        )  # fmt: skip
+        with gr.Row():
+            files = gr.File(
+                file_count="multiple", label="Sounds: drop files here", elem_id="files",
+                file_types=list(AUDIO_SUFFIXES), height=170,
+            )  # fmt: skip
+            folder = gr.File(file_count="directory", label="A folder", elem_id="folder", height=170)
+            recorded = gr.Audio(
+                sources=["microphone"], type="filepath", label="Record", elem_id="record"
+            )
+        predict = gr.Button("Predict", variant="primary", elem_id="predict")
+        message = gr.HTML(elem_id="try-message")
+        table = gr.HTML(elem_id="try-table")
+        slots = [gr.HTML(elem_id=f"sound-{number}") for number in range(DETAILED)]
+        uploads = [files, folder, recorded]
+        predict.click(
+            self._predict,
+            [models, *uploads],
+            [message, table, *slots, *uploads],
+            concurrency_limit=1,  # the others wait in a queue
+            show_progress="minimal",
+            show_progress_on=message,
+            api_visibility="private",
+        )
+        look = {"fn": self._models, "inputs": models, "outputs": models, "queue": False}
+        tab.select(**look, **QUIET)
+        blocks.load(**look, **QUIET)
+
+    def _models(self, chosen):
+        names = list(self.runs.models())
+        kept = [name for name in chosen or [] if name in names]
+        return gr.Dropdown(names, value=kept or names[:1])
+
+    def _predict(self, chosen, files, folder, recorded):
+        """Yields the message, the table and the details as the sounds are predicted."""
+        names = [name for name in folder or [] if name.lower().endswith(AUDIO_SUFFIXES)]
+        names = dict.fromkeys(filter(None, [*(files or []), *names, recorded]))
+        paths = [Path(name) for name in names]
+        keep, clear = [gr.skip()] * (DETAILED + 2), [None] * 3
+        try:
+            known = self.runs.models()
+            models = [known[name] for name in chosen or [] if name in known]
+            if not models or len(models) < len(chosen):
+                raise UserError("choose a model first; a finished training run has one")
+            if not 0 < len(paths) <= MAX_FILES:
+                raise UserError(f"upload or record a sound first, at most {MAX_FILES} at once")
+            yield [views.message("loading the model", "soft"), *[Markup()] * (DETAILED + 1), *clear]
+            runs = list(self.runs.find().values())
+            with contextlib.closing(SoundClassifier(self.settings, models, runs)) as classifier:
+                for values in _predict_each(classifier, paths):
+                    yield [*values, *keep[len(values) :], *[gr.skip()] * 3]
+        except UserError as error:
+            yield [views.message(str(error)), *keep[1:], *clear]
+        finally:
+            for path in [*paths, *map(Path, folder or [])]:
+                delete(path)
+
+    # Data and Results
+
+    def _data_tab(self):
+        recipe = gr.Radio([NO_RECIPE, DEMO], value=NO_RECIPE, label="Data of", elem_id="eda-recipe")
+        start = gr.Button("Look at the data", variant="primary", elem_id="eda-start")
+        wrong, state = gr.HTML(elem_id="eda-message"), gr.HTML(elem_id="eda-state")
+        output = gr.Textbox(label="Output", lines=10, max_lines=10, elem_id="eda-output")
+
+        def begin(recipe):
+            try:
+                self.eda.start(self._base(recipe if recipe == DEMO else NO_RECIPE))
+            except UserError as error:
+                return views.message(str(error))
+            return Markup()
+
+        def look(seen):
+            pages = list(self.eda_pages())
+            values = [views.data_page(self.eda.is_running, pages), self.eda.output()]
+            return [*(gr.skip() if values == seen else value for value in values), values]
+
+        start.click(begin, recipe, wrong, queue=False, **QUIET)
+        seen = gr.State([])
+        gr.Timer(2 * TICK_SECONDS).tick(look, seen, [state, output, seen], queue=False, **QUIET)
+
+    def eda_pages(self) -> dict[str, Path]:
+        """{name: path} of eda.py's pages of the data that the tab can look at."""
+        found = {}
+        for name in (NO_RECIPE, DEMO):
+            with contextlib.suppress(UserError):
+                path = Path(self.form.settings(self._base(name)).paths.eda_dir) / "index.html"
+                if path.is_file():
+                    found[name] = path
+        return found
+
+    def _results_tab(self, tab):
+        refresh = gr.Button("Refresh", elem_id="results-refresh")
+        table = gr.HTML(elem_id="results")
+
+        def look():
+            return views.results(list(self.runs.find().values()), exposed=self.exposed)
+
+        for event in (tab.select, refresh.click):
+            event(look, None, table, queue=False, **QUIET)
+
+
+def _predict_each(classifier, paths):
+    """Yields (message, table, details of the first DETAILED sounds) after each sound."""
+    rows, predictions = [], []
+    for number, path in enumerate(paths, start=1):
+        result, html = classifier.predict(path)
+        confidence = views.percent(result.confidence, 1) if result else "cannot be predicted"
+        rows.append([path.name, result.genre if result else "", confidence])
+        predictions += [(path.name, result)] if result else []
+        table = views.table(["sound", "genre", "probability"], rows)
+        if number == len(paths) and predictions:
+            table += views.download("genres.csv", classifier.as_csv(predictions))
+        done = views.message(f"{number} of {len(paths)} sounds predicted", "soft")
+        details = [gr.skip()] * (number - 1) + [html] if number <= DETAILED else []
+        yield [done, table, *details]
+
+
+def _update(index, value):
+    """What replaces a value of _look: choices, texts, or whether a button can be pressed."""
+    if index < 2:
+        return gr.Dropdown(value)
+    return gr.Button(interactive=value) if isinstance(value, bool) else value
