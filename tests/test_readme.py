@@ -21,6 +21,7 @@ PAGES = {
         "data/README.md",
         "docs/predict.md",
         "docs/reliability.md",
+        "docs/score.md",
         "docs/speed.md",
         "docs/troubleshooting.md",
     )
