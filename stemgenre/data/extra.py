@@ -18,7 +18,7 @@ from stemgenre.data.competition import (
     read_labels,
     read_targets,
 )
-from stemgenre.data.find_files import find_audio, find_master, natural_key, with_digest
+from stemgenre.data.find_files import find_clips, find_master, natural_key, with_digest
 from stemgenre.data.split import TEXT
 from stemgenre.errors import UserError
 from stemgenre.runtime import Runtime, thread_count
@@ -89,7 +89,7 @@ def _read_folder(folder, label_names, settings):
     """Columns file_name, path, target, group and soft_target of a folder of EXTRA_DATA."""
     if not folder.is_dir():
         raise UserError(f"EXTRA_DATA: there is no folder {folder}")
-    audio = find_audio(folder, skip=[settings.cache_folder])
+    audio = find_clips(folder, skip=[settings.cache_folder])
     if train_master := find_master(folder, "train_master"):
         if not (label_master := find_master(folder, "label_master")):
             raise UserError(f"EXTRA_DATA: {train_master} needs a label_master beside it")

@@ -184,7 +184,7 @@ def _stems_context(stem_stats, features) -> dict[str, Any]:
     channel_stats = zip(features.channel_names, *stem_stats.channel_stats, strict=True)
     return {
         "max_clips": MAX_CLIPS_PER_GENRE,
-        "img_size": features.img_size,
+        "image_size": features.image_size,
         "channel_stats": ", ".join(
             f"{name} {mean:.0f} and {std:.0f} dB" for name, mean, std in channel_stats
         ),

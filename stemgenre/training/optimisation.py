@@ -60,11 +60,11 @@ def parameter_groups(net: GenreNet, *, lr: float, decay: float) -> list[dict]:
     Each stage before the head has `decay` times the rate of the next one (layer-wise learning
     rates: Howard and Ruder, ACL 2018). With a `decay` of 1 there is a single group.
     """
-    stages = list(net.features.children()) if decay != 1 else []
-    in_stages = {parameter for stage in stages for parameter in stage.parameters()}
+    stages = net.stages if decay != 1 else []
+    in_stages = {parameter for stage in stages for parameter in stage}
     groups = [{"params": [p for p in net.parameters() if p not in in_stages], "lr": lr}]
     for distance, stage in enumerate(reversed(stages), start=1):
-        groups.append({"params": list(stage.parameters()), "lr": lr * decay**distance})
+        groups.append({"params": stage, "lr": lr * decay**distance})
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
     return [group for group in groups if group["params"]]
