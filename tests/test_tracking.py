@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 
 import kill_points
 import pandas as pd
@@ -67,13 +68,24 @@ def scalars(reader, tag):
 
 
 def records(folder):
-    """W&B's records of the one offline run below `folder`: a log of LevelDB's form."""
+    """W&B's records of the one offline run below `folder`, which has ended.
+
+    W&B's own process can still be writing the last of them when finish() has returned.
+    """
+    (path,) = folder.rglob("*.wandb")
+    for _ in range(100):
+        found = read_records(path.read_bytes())
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{path} has no end")
+
+
+def read_records(data):
+    """W&B's records of a file in the form of LevelDB's log: blocks of 32 KiB, parts of records."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.rglob("*.wandb")
-    data, position, parts, block = path.read_bytes(), 7, b"", 2**15
-    assert data[:4] == b":W&B"
-    found = []
+    position, parts, block, found = 7, b"", 2**15, []
     while position + 7 <= len(data):
         if block - position % block < 7:  # no room for a header
             position += block - position % block
@@ -81,6 +93,8 @@ def records(folder):
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(data):
+            break
         if kind in (1, 4):  # whole, or the last part
             found.append(Record.FromString(parts))
             parts = b""
