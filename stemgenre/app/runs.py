@@ -226,7 +226,7 @@ def start_process(script: str, words: list[str]) -> tuple[subprocess.Popen, Any]
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
     except (OSError, ValueError) as error:  # too long, or with a NUL
@@ -284,7 +284,7 @@ class Background:
             return ""
         size = os.fstat(self._console.fileno()).st_size
         data = os.pread(self._console.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
-        return data.decode(errors="replace")
+        return data.decode(errors="replace").replace("\r", "\n").strip()
 
 
 def remaining_seconds(content: dict[str, Any], history: list[dict[str, float]]) -> float | None:

@@ -52,6 +52,7 @@ CSS = """
 .scroll table { border-collapse: collapse; border: 0 !important; font-size: .9rem; }
 .scroll table :is(th, td) { padding: .25rem .7rem; text-align: left; vertical-align: top;
     border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+:is([id^=note-], [id$=-message]):not(:has(.note, .wrong, .soft)) { display: none; }
 .field { min-width: min(19rem, 100%) !important; gap: .2rem; }
 """
 
