@@ -326,6 +326,7 @@ def test_a_training_is_started_watched_stopped_resumed_and_outlives_the_page(
     folder, open_tab, request
 ):
     server = Server(folder)
+    request.addfinalizer(server.kill)
     page, other = open_tab(server), open_tab(server, width=390, dark=True)
     choose(page, "recipe", "settings of before")
     page.wait_for_function(

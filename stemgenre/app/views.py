@@ -31,15 +31,15 @@ CURVES = {  # label of the y axis: {column of metrics.csv: label of the line}
     "learning rate": {"learning_rate": "learning rate"},
 }
 MAX_GENRES = 10  # bars of a prediction
-CSS = """
+CSS = """  /* Gradio splits selectors at each comma: none within brackets */
 .bar-row { display: grid; grid-template-columns: minmax(7rem, 11rem) 1fr minmax(3.5rem, auto);
            gap: .6rem; align-items: center; margin: .25rem 0; }
 .bar-row > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
 .bar-row .track { background: var(--border-color-primary); border-radius: 4px; height: .6rem; }
 .bar-row .track > div { background: var(--color-accent); border-radius: 4px; height: 100%; }
 .stage { font-size: 1.15rem; font-weight: 600; }
-.soft, .note { color: var(--body-text-color-subdued); font-size: .85rem; }
-.note.changed { color: var(--link-text-color); }
+.soft, .note { opacity: .75; font-size: .85rem; }
+.note.changed { color: var(--link-text-color); opacity: 1; }
 .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; overflow-wrap: anywhere; }
 .curves, .players { display: grid; gap: .6rem;
                     grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
@@ -50,9 +50,10 @@ CSS = """
 .sound h3 { margin: 0 0 .4rem; }
 .scroll { overflow-x: auto; }
 .scroll table { border-collapse: collapse; border: 0 !important; font-size: .9rem; }
-.scroll table :is(th, td) { padding: .25rem .7rem; text-align: left; vertical-align: top;
+.scroll th, .scroll td { padding: .25rem .7rem; text-align: left; vertical-align: top;
     border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-:is([id^=note-], [id$=-message]):not(:has(.note, .wrong, .soft)) { display: none; }
+[id^=note-]:not(:has(.note)):not(:has(.wrong)) { display: none; }
+[id$=-message]:not(:has(.soft)):not(:has(.wrong)) { display: none; }
 .field { min-width: min(19rem, 100%) !important; gap: .2rem; }
 """
 
