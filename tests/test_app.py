@@ -68,10 +68,10 @@ def test_the_command_line_of_the_form_is_the_same_run(form, tmp_path):
     texts = {"LR": "1e-3", "IMG_SIZE": "(64, 128)", "BACKBONE": " efficientnet_b0 ", "TTA": "0"}
     checked = form.check(form.base_words("quick", {}), "a-b", texts)
     assert not checked.first_error
-    assert checked.changed == {"LR": "0.0002", "IMG_SIZE": "224", "BACKBONE": "efficientnet_b3"}
+    assert checked.changed == {"LR": "0.002", "IMG_SIZE": "(64, 173)", "BACKBONE": "cnn"}
     settings = cli.parse_settings(checked.words)
     assert settings.train.lr == 1e-3 and settings.features.img_size == (64, 128)
-    assert settings.train.epochs == 15  # the recipe's
+    assert settings.train.epochs == 40  # the recipe's
     assert settings.paths.output_dir == str(tmp_path / "runs" / "a-b")
     assert (
         checked.command.startswith("python train.py ") and "'IMG_SIZE=(64, 128)'" in checked.command
