@@ -104,9 +104,8 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     fewest = min(len(member.train) for member in members)
     check_batch_size(train.batch_size, world_size=runtime.world_size, clips=fewest)
     classes, channels = len(competition.label_ids), len(features.channel_names)
-    build_model(
-        settings.model, num_classes=classes, in_channels=channels, seed=0
-    )  # or says why not
+    # Built here only to say, before the separation, if its weights cannot be loaded.
+    build_model(settings.model, num_classes=classes, in_channels=channels, seed=0)
     if runtime.is_main:
         for member in members:
             member.clean_folder(resuming=member in begun)
@@ -177,13 +176,12 @@ def train_network(
 
     # 3  stems -> images
     with summary.stage("channel statistics"):
-        channel_stats = (
-            saved["channel_stats"]
-            if saved
-            else compute_channel_stats(
+        if saved:
+            channel_stats = saved["channel_stats"]
+        else:
+            channel_stats = compute_channel_stats(
                 loader, member.train, features=settings.features, runtime=runtime
             )
-        )
     frontend = Frontend(settings.features, device=runtime.device, channel_stats=channel_stats)
 
     # 4  images -> network

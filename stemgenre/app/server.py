@@ -215,7 +215,7 @@ def make_app(
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError if the address cannot be had."""
+    """A listening socket. Raises UserError if the address is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
