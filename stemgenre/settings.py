@@ -6,6 +6,7 @@ config.py has each setting's default and comment, this module its type and range
 
 import ast
 import difflib
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,7 +67,7 @@ class _Group(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=
     @classmethod
     def from_config(cls, **changes: Any) -> Self:
         """The group as config.py has it, but for some fields. Raises UserError for a bad value."""
-        config = read_settings_file(CONFIG_FILE)
+        config = config_values()
         return make_group(cls, {name: config[name.upper()] for name in cls.model_fields} | changes)
 
 
@@ -280,7 +281,7 @@ def load_settings(words: Iterable[str] = (), *, config_file: Path = CONFIG_FILE)
     Raises UserError for an unknown name, a wrong type or a value out of range.
     """
     words = list(words)
-    values = read_settings_file(config_file)
+    values = config_values() if config_file == CONFIG_FILE else read_settings_file(config_file)
     if missing := [name for name in FIELDS if name not in values]:
         more = f" and {len(missing) - 1} more settings" if len(missing) > 1 else ""
         raise UserError(
@@ -289,10 +290,10 @@ def load_settings(words: Iterable[str] = (), *, config_file: Path = CONFIG_FILE)
         )
     for word in words:
         if is_settings_file(word):
-            values |= read_settings_file(Path(word))
+            values = values | read_settings_file(Path(word))
     for word in words:
         if not is_settings_file(word):
-            values |= _parse_override(word)
+            values = values | _parse_override(word)
     groups = {
         group: make_group(
             field.annotation,
@@ -303,6 +304,15 @@ def load_settings(words: Iterable[str] = (), *, config_file: Path = CONFIG_FILE)
     settings = Settings(**groups)
     _check_together(settings)
     return settings
+
+
+@functools.cache
+def config_values() -> dict[str, Any]:
+    """{SETTING: value} of config.py as this process has first read it.
+
+    It may be edited for the next run while one trains.
+    """
+    return read_settings_file(CONFIG_FILE)
 
 
 def is_settings_file(word: str) -> bool:

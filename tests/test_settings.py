@@ -8,6 +8,7 @@ from stemgenre.errors import UserError
 from stemgenre.settings import (
     CONFIG_FILE,
     FIELDS,
+    FeatureSettings,
     SeparationSettings,
     format_settings,
     load_settings,
@@ -333,3 +334,10 @@ def test_a_settings_file_in_utf_16_or_with_huge_numbers_or_nesting_is_one_line(s
         assert refusal(str(path)).startswith(str(path))
     assert "IMG_SIZE=" in refusal("IMG_SIZE=" + "9" * 5000)
     assert len(refusal("IMG_SIZE=" + "9" * 4000)) < 400
+
+
+def test_config_py_can_be_edited_while_a_run_trains(tmp_path, monkeypatch):
+    before = load_settings()
+    (tmp_path / "config.py").write_text("half a line =")
+    monkeypatch.setattr("stemgenre.settings.CONFIG_FILE", tmp_path / "config.py")
+    assert FeatureSettings.from_config() == before.features  # as load_models() takes it

@@ -34,7 +34,7 @@ from stemgenre.html.page import (
 )
 from stemgenre.report import metrics
 from stemgenre.runtime import Runtime, describe_device
-from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
+from stemgenre.settings import Settings, config_values
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import LoadedModel, load_models
 from stemgenre.training.members import Member, MemberResult, Predictions, accuracy_interval
@@ -294,7 +294,7 @@ class Report:
 
     @functools.cached_property
     def _changed_settings(self):
-        config = read_settings_file(CONFIG_FILE)
+        config = config_values()
         rows = [
             (name, repr(value), repr(config[name]))
             for name, value in self.settings.values().items()

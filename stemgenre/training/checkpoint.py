@@ -14,7 +14,7 @@ import torch
 
 from stemgenre.errors import UserError, first_line
 from stemgenre.files import atomic_write, load_tensors
-from stemgenre.settings import CONFIG_FILE, Settings, read_settings_file
+from stemgenre.settings import Settings, config_values
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ def run_signature(
 
 def check_signature(path: Path | str, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises UserError, with a line for each difference, unless a checkpoint fits this run."""
-    defaults = read_settings_file(CONFIG_FILE)  # of settings newer than the checkpoint
+    defaults = config_values()  # of settings newer than the checkpoint
     lines = []
     for name in {**current, **saved}:
         was, now = saved.get(name, defaults.get(name)), current.get(name)
