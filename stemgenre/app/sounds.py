@@ -1,6 +1,5 @@
-"""Uploaded sounds -> genres, pictures and players, as HTML; each upload is deleted when done."""
+"""Uploaded sounds -> genres, pictures and players, as HTML."""
 
-import contextlib
 import tempfile
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from stemgenre.runtime import pick_device, thread_count
 from stemgenre.separation.cache import StemCache, cached_blocks
 from stemgenre.settings import STEMS, Settings
 
-MAX_SECONDS = 900.0  # of a sound
-MAX_FILES = 1000  # at once
 PLAYER_SECONDS = 30.0  # s, the first ones of a sound: a player takes 0.3 MB
 
 
@@ -38,11 +35,14 @@ def device_for(device: torch.device, runs: list[Run]) -> tuple[torch.device, str
 class SoundClassifier:
     """A Classifier of some models for uploaded files, on the GPU only while no run uses it.
 
-    To be closed, so that the next run finds the GPU's memory free. Raises UserError for models
-    that cannot be averaged.
+    It predicts sounds of up to `max_seconds`. To be closed, so that the next run finds the GPU's
+    memory free. Raises UserError for models that cannot be averaged.
     """
 
-    def __init__(self, settings: Settings, models: list[Path], runs: list[Run]) -> None:
+    def __init__(
+        self, settings: Settings, models: list[Path], runs: list[Run], *, max_seconds: float
+    ) -> None:
+        self.max_seconds = max_seconds
         device, self.reason = device_for(pick_device(settings.machine.device), runs)
         size = settings.train.micro_batch
         self.classifier = Classifier.load(
@@ -62,13 +62,11 @@ class SoundClassifier:
             torch.cuda.empty_cache()
 
     def predict(self, path: Path) -> tuple[Prediction | None, Markup]:
-        """(Prediction, HTML) of an upload, or (None, what is wrong with it); it is then deleted."""
+        """(Prediction, HTML) of an upload, or (None, what is wrong with it)."""
         try:
             result, html = self._predict(path)
         except UserError as error:
             result, html = None, views.message(str(error).replace(str(path), path.name))
-        finally:
-            delete(path)
         section = Markup('<section class="sound"><h3>{}</h3>{}{}</section>')
         return result, section.format(
             printable(path.name), views.message(self.reason, "soft"), html
@@ -89,8 +87,8 @@ class SoundClassifier:
         def progress(more):
             nonlocal seconds
             seconds += more
-            if seconds > MAX_SECONDS:
-                raise UserError(f"{path} is longer than {MAX_SECONDS / 60:.0f} minutes")
+            if seconds > self.max_seconds:
+                raise UserError(f"{path} is longer than {self.max_seconds / 60:g} minutes")
 
         with tempfile.TemporaryDirectory() as folder:
             sr = classifier.features.sr
@@ -103,13 +101,6 @@ class SoundClassifier:
         parts = [views.genres(prediction.top_k()), _timeline(prediction)]
         parts += [_image(classifier, stems), _players(path, stems.numpy(), sr)]
         return prediction, Markup().join(parts)
-
-
-def delete(path: Path) -> None:
-    """Deletes an upload and the folder that it alone was in."""
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
 
 
 def _timeline(prediction):
