@@ -8,8 +8,9 @@ A clip passes through five stages, in this order:
 4  images to a network          stemgenre.training
 5  network to submit.csv        stemgenre.submission
 
-They stand on settings, cli, runtime, status, files, prefetch and errors. predict, eda, report,
-tracking, downloads, html, demo and app each serve one script or page. In a program of your own:
+They stand on settings, setting_checks, cli, runtime, status, files, prefetch and errors. predict,
+eda, report, tracking, downloads, html, demo and app each serve one script or page. In a program of
+your own:
 
 from stemgenre import Classifier
 print(Classifier.load("best_model.pth").predict("song.mp3").genre)

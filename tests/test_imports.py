@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stemgenre"
-GROUND = {"settings", "cli", "runtime", "files", "prefetch", "errors", "status"}
+GROUND = {"settings", "setting_checks", "cli", "runtime", "files", "prefetch", "errors", "status"}
 STAGES = {"data", "separation", "features", "training", "submission", "html"}
 MAY_IMPORT = {  # a part, a folder or module of the package -> the others, besides the ground
     **dict.fromkeys(GROUND, set()),

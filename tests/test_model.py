@@ -12,7 +12,8 @@ from torch import nn
 
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.files import sha256
-from stemgenre.settings import BACKBONES, FeatureSettings, ModelSettings, load_settings
+from stemgenre.setting_checks import BACKBONES
+from stemgenre.settings import FeatureSettings, ModelSettings, load_settings
 from stemgenre.training import checkpoint
 from stemgenre.training.backbones import check_backbone, torchvision_weights, widen
 from stemgenre.training.inference import load_models

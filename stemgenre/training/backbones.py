@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 from torchvision.ops import Conv2dNormActivation
 
-from stemgenre import settings
+from stemgenre import setting_checks
 from stemgenre.errors import UserError, first_line
 from stemgenre.files import load_tensors, sha256
 
@@ -45,7 +45,7 @@ def check_backbone(name: str) -> None:
 
     Imports timm for a network of timm's.
     """
-    settings.check_backbone(name)
+    setting_checks.check_backbone(name)
     if name.startswith(TIMM):
         _import_timm(name)
 
