@@ -130,6 +130,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
             network=member.name, network_number=number, networks=len(members), epoch=0, step=0
         )
         if member.name:
+            cli.log.info("network %d of %d: %s", number, len(members), member.name)
             overview.show_networks(members, results)
         resuming = member in begun
         with tracking.network(member.name, member.settings.paths.output("")) as tracker:

@@ -55,13 +55,12 @@ def write_probabilities(folder: Path, competition: Competition, predictions: "Pr
         "label": [names[target] for target in valid["target"]],
         "predicted": [names[index] for index in predictions.valid_logits.argmax(1).tolist()],
     }
-    has_folds = "fold" in valid and valid["fold"].max() > 1
-    if has_folds:
+    if predictions.kind == "out-of-fold":
         columns["fold"] = valid["fold"]
     clips = zip(*columns.values(), strict=True)
     probabilities = _format_probabilities(predictions.valid_logits)
     rows = [(*clip, *row) for clip, row in zip(clips, probabilities, strict=True)]
-    table = "oof_predictions.csv" if has_folds else "valid_predictions.csv"
+    table = "oof_predictions.csv" if "fold" in columns else "valid_predictions.csv"
     _write_csv(folder / table, [(*columns, *names), *rows])
 
     test_names, template = competition.test["file_name"], competition.template
@@ -121,7 +120,7 @@ class Summary:
                 "valid_macro_f1": valid_score.macro_f1,
                 "networks": {result.member.name: _of_state(result.state) for result in results},
             }
-            log.info("%d networks together: validation %s", len(results), valid_score)
+            log.info("%d networks: %s %s", len(results), predictions.kind, valid_score)
         summary |= {
             "test_accuracy": test_score and test_score.accuracy,
             "clips": {

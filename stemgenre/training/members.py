@@ -90,6 +90,12 @@ class Predictions:
     valid_score: Score
     test_score: Score | None  # of the clips in test_master
 
+    @property
+    def kind(self) -> str:
+        """What is said of the held-out clips: "out-of-fold" with FOLDS, else "validation"."""
+        has_folds = "fold" in self.valid and self.valid["fold"].max() > 1
+        return "out-of-fold" if has_folds else "validation"
+
 
 def plan_members(
     settings: Settings,
