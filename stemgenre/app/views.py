@@ -49,7 +49,8 @@ CSS = """  /* Gradio splits selectors at each comma: none within brackets */
          overflow-wrap: anywhere; }
 .sound h3 { margin: 0 0 .4rem; }
 .scroll { overflow-x: auto; }
-.scroll table { border-collapse: collapse; border: 0 !important; font-size: .9rem; }
+.scroll table { border-collapse: collapse; font-size: .9rem; }
+.scroll table, .scroll tr, .scroll thead, .scroll tbody { border: 0 !important; }
 .scroll th, .scroll td { padding: .25rem .7rem; text-align: left; vertical-align: top;
     border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 [id^=note-]:not(:has(.note)):not(:has(.wrong)) { display: none; }
