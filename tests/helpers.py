@@ -1,6 +1,7 @@
 """What several tests need: a tiny network, short real audio, small tables, runs and scripts."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 import train
 from stemgenre.report import report
 from stemgenre.runtime import start_runtime
+from stemgenre.separation.cache import StemCache
 from stemgenre.training import backbones, checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,19 @@ def limit_images(count, set_attribute=setattr):
         return net
 
     set_attribute(backbones, "torchvision_network", backbone)
+
+
+def stop_after_first_entry(monkeypatch):
+    """From now on, SIGINT arrives as soon as the first entry of a cache is written."""
+    write, signalled = StemCache.write, []
+
+    def write_and_stop(cache, clip, *arguments, **options):
+        write(cache, clip, *arguments, **options)
+        if not signalled:
+            signalled.append(clip)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(StemCache, "write", write_and_stop)
 
 
 class NoReport:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 
 import librosa
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from helpers import run_python, run_training
+from helpers import run_python, run_training, stop_after_first_entry
 
 from stemgenre import Classifier
 from stemgenre.data.audio import decode
@@ -18,7 +17,7 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.runtime import start_runtime
 from stemgenre.separation import decode as decode_module
-from stemgenre.separation.cache import MIX, StemCache, open_cache
+from stemgenre.separation.cache import MIX, open_cache
 from stemgenre.separation.decode import EndOfFile, decode_files
 from stemgenre.separation.separate import separate_missing
 
@@ -120,15 +119,7 @@ def test_clips_are_cached_and_bad_ones_are_named(decode_clips, tmp_path):
 def test_stopping_keeps_what_is_decoded(decode_clips, tmp_path, monkeypatch):
     waves = {f"c{n}": noise(0.2, seed=n) for n in range(40)}
     clips = put_clips(tmp_path / "clips", **waves)
-    write, signalled = StemCache.write, []
-
-    def write_and_stop(cache, clip, *arguments, **options):
-        write(cache, clip, *arguments, **options)
-        if not signalled:
-            signalled.append(clip)
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(StemCache, "write", write_and_stop)
+    stop_after_first_entry(monkeypatch)
     with pytest.raises(Interrupted):
         decode_clips(clips)
     monkeypatch.undo()

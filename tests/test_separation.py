@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import signal
 import time
 from fractions import Fraction
 
@@ -17,6 +16,7 @@ from conftest import TINY_DEMUCS, put_repo
 from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 from demucs.states import save_with_checksum
+from helpers import stop_after_first_entry
 from safetensors.torch import load_file, save_file
 
 from stemgenre.data import audio
@@ -313,15 +313,7 @@ def test_without_memory_to_store_a_clips_stems_that_clip_is_named(
 
 def test_stopping_keeps_what_is_separated(separate, tmp_path, monkeypatch):
     clips = clips_in(tmp_path, **{f"c{n}": noise(1, 1, seed=n)[0].numpy() for n in range(6)})
-    write, signalled = StemCache.write, []
-
-    def write_and_stop(cache, clip, *arguments, **options):
-        write(cache, clip, *arguments, **options)
-        if not signalled:
-            signalled.append(clip)
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(StemCache, "write", write_and_stop)
+    stop_after_first_entry(monkeypatch)
     with pytest.raises(Interrupted):
         separate(clips)
     monkeypatch.undo()

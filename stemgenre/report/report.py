@@ -49,6 +49,9 @@ PAGE_SECONDS = (
 )
 REFRESH_SECONDS = 10  # after which the browser reloads the page of a run that is not finished
 MAX_ERRORS = 8  # misclassified clips shown; each takes about 0.5 MB of the page
+NO_CONTENT = dict.fromkeys(  # the parts that not every page has
+    ("networks", "score", "kind", "results", "top_errors", "test_clips")
+)
 TOP_K = 4  # genres listed for each of them, beside the true one
 PACKAGES = ("torch", "torchvision", "demucs", "librosa", "numpy", "scikit-learn", "soundfile")
 CURVES = {  # label of the y axis: {column of metrics.csv: label of the line}
@@ -184,31 +187,14 @@ class Report:
             **content,
         )
 
-    def _render(
-        self,
-        *,
-        finished=False,
-        networks=None,
-        score=None,
-        kind=None,
-        results=None,
-        top_errors=None,
-        test_clips=None,
-        **content,
-    ):
+    def _render(self, *, finished=False, **content):
         page = render_page(
             TEMPLATE,
             finished=finished,
             refresh_seconds=None if finished else REFRESH_SECONDS,
             now=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             epochs=self.settings.train.epochs,
-            networks=networks,
-            score=score,
-            kind=kind,
-            results=results,
-            top_errors=top_errors,
-            test_clips=test_clips,
-            **content,
+            **NO_CONTENT | content,
             changed_settings=self._changed_settings,
             environment=self._environment,
         )
