@@ -202,7 +202,7 @@ UNUSUAL = {  # read as the unchanged table
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "expected"), INVALID, ids=lambda value: repr(value)[:40]
+    ("name", "content", "expected"), INVALID, ids=[f"{name} {texts}" for name, _, texts in INVALID]
 )
 def test_an_invalid_file_is_named_soon_and_briefly(data, name, content, expected):
     overwrite(data / name, content)
