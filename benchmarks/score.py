@@ -7,9 +7,10 @@ Runs train.py with config.py's settings (plain), then with each lever (one argum
 several KEY=VALUE; without any, those of LEVERS), then with recipes/strong.py, all on the same folds
 and with the settings of --base. Accuracies are out-of-fold. A difference is the mean over clips of
 (correct with the lever) - (correct in plain); its standard error is that of this mean, over groups
-of clips where train_master has a column `group`. The cost is the seconds per epoch, as a multiple
-of plain's. A run that is finished is not repeated, one that was stopped is resumed: it takes hours.
-The last line is one JSON object.
+of clips where train_master has a column `group`. Where a test_master has the labels of the test
+clips, test accuracies are compared clip by clip, too. The cost is the seconds per epoch, as a
+multiple of plain's. A run that is finished is not repeated, one that was stopped is resumed: it
+takes hours. The last line is one JSON object.
 """
 
 import argparse
@@ -37,10 +38,10 @@ LEVERS = (
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its out-of-fold predictions by file name, and what summary.json has."""
+    """A finished run: which clips are predicted correctly, by file name, out-of-fold and test."""
 
     correct: pd.Series
-    test_accuracy: float | None
+    test_correct: pd.Series | None  # None where the test labels are unknown
     epoch_seconds: float
 
 
@@ -62,11 +63,12 @@ def main():
         runs[lever] = [*options.base.split(), *lever.split()]
     if not options.no_strong:
         runs["strong"] = [*options.base.split(), "recipes/strong.py"]
-    groups = groups_of(options.data)
+    groups, test_ids = groups_of(options.data), test_labels(options.data)
     results, rows = {}, {}
     for name, words in runs.items():
         print(f"\n== {name}", flush=True)
-        results[name] = finished_run(options.out / folder_name(name), [*common, *words])
+        folder = options.out / folder_name(name)
+        results[name] = finished_run(folder, [*common, *words], test_ids)
         rows[name] = compare(results[name], results["plain"], groups)
         print(table(rows), flush=True)
     found = {"data": str(options.data), "folds": options.folds, "seeds": options.seeds,
@@ -82,7 +84,7 @@ def folder_name(name):
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
-def finished_run(folder, words):
+def finished_run(folder, words, test_ids):
     """The Result of train.py with the settings `words`, which is run or resumed if need be."""
     command = [sys.executable, str(ROOT / "train.py"), *words, f"OUTPUT_DIR={folder}"]
     order, done = folder / "words.json", folder / "summary.json"
@@ -97,7 +99,18 @@ def finished_run(folder, words):
     correct = (found["label"] == found["predicted"]).set_axis(found["file_name"])
     metrics = [pd.read_csv(path) for path in folder.rglob("metrics.csv")]
     seconds = float(np.median(pd.concat(metrics)["seconds"]))
-    return Result(correct, json.loads(done.read_text())["test_accuracy"], seconds)
+    if test_ids is None:
+        return Result(correct, None, seconds)
+    submit = pd.read_csv(folder / "submit.csv", sep="\t", header=None, index_col=0, dtype=str)[1]
+    return Result(correct, submit == test_ids[submit.index], seconds)
+
+
+def test_labels(data):
+    """The label ids of test_master by file name; None without one."""
+    path = find_master(data, "test_master")
+    if path is None:
+        return None
+    return read_master(path, ("file_name", "label_id")).set_index("file_name")["label_id"]
 
 
 def groups_of(data):
@@ -118,32 +131,45 @@ def groups_of(data):
 
 
 def compare(result, plain, groups):
-    """A row of the table: accuracy, difference to plain with its standard error, cost."""
-    difference = result.correct.astype(float) - plain.correct[result.correct.index].astype(float)
+    """A row of the table: accuracies, their differences to plain with standard errors, cost."""
+    row = {
+        "accuracy": float(result.correct.mean()),
+        "cost": result.epoch_seconds / plain.epoch_seconds,
+    }
+    row |= paired(result.correct, plain.correct, groups)
+    if result.test_correct is not None:
+        found = paired(result.test_correct, plain.test_correct, None)
+        row["test_accuracy"] = float(result.test_correct.mean())
+        row |= {f"test_{key}": value for key, value in found.items()}
+    return row
+
+
+def paired(correct, plain, groups):
+    """The mean difference of two runs over the same clips, and its standard error over groups."""
+    difference = correct.astype(float) - plain[correct.index].astype(float)
     clusters = difference.index if groups is None else [groups[name] for name in difference.index]
     centred = (difference - difference.mean()).groupby(list(clusters)).sum()
     count = len(centred)
     error = np.sqrt((centred**2).sum() * count / max(1, count - 1)) / len(difference)
-    return {
-        "accuracy": float(result.correct.mean()),
-        "difference": float(difference.mean()),
-        "standard_error": float(error),
-        "cost": result.epoch_seconds / plain.epoch_seconds,
-        "test_accuracy": result.test_accuracy,
-    }
+    return {"difference": float(difference.mean()), "standard_error": float(error)}
 
 
 def table(rows):
     """The rows so far as a table in Markdown."""
-    lines = ["| run | out-of-fold accuracy | difference to plain | cost | test accuracy |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| run | out-of-fold | difference to plain | test | difference to plain | cost |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for name, row in rows.items():
-        test = "-" if row["test_accuracy"] is None else f"{row['test_accuracy']:.3f}"
-        lines.append(
-            f"| {name} | {row['accuracy']:.3f} | {row['difference']:+.3f} ± "
-            f"{row['standard_error']:.3f} | {row['cost']:.2f} | {test} |"
-        )
+        cells = [name, f"{row['accuracy']:.3f}", difference_text(row, "")]
+        if "test_accuracy" in row:
+            cells += [f"{row['test_accuracy']:.3f}", difference_text(row, "test_")]
+        else:
+            cells += ["-", "-"]
+        lines.append(f"| {' | '.join(cells)} | {row['cost']:.2f} |")
     return "\n".join(lines)
+
+
+def difference_text(row, prefix):
+    return f"{row[prefix + 'difference']:+.3f} ± {row[prefix + 'standard_error']:.3f}"
 
 
 if __name__ == "__main__":
