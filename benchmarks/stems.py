@@ -6,7 +6,9 @@
 Each row of the table is train.py with another CHANNELS, in a process of its own. The network has
 five input channels in all of them, CHANNELS in turn, and so as many weights; clips, split, order of
 the clips and augmentation are the same for the same seed. Another seed is another split, too:
-`against mix` compares within each seed. What follows +- is the standard deviation over the seeds.
+`against mix` compares within each seed. What follows +- is the standard deviation over the seeds;
+divided by the square root of their number it is the standard error of the mean. --channels selects
+rows, of which the first is what the others are compared with.
 
 Limits. A split has few validation clips, 32 in the demo: an accuracy p has the standard error
 sqrt(p (1 - p) / clips), which is printed below the table, and smaller differences mean nothing
@@ -45,6 +47,7 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every run")
     parser.add_argument("--data", type=Path, help="DATA_DIR of a competition (default: the demo)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from SEED upwards")
+    parser.add_argument("--channels", nargs="+", default=CHANNELS, metavar="CHANNELS")
     parser.add_argument("--out", type=Path, help="keep the runs' outputs, and the demo, there")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 2 s clips at 64 pixels")
     args = parser.parse_intermixed_args()
@@ -55,7 +58,7 @@ def main():
         folder = args.out or Path(folder)
         words = [f"DATA_DIR={args.data or folder / 'data'}", *words]
         words = words if args.data else ["--demo", *words]
-        runs = [train(words, channels, seed, folder) for seed in seeds for channels in CHANNELS]
+        runs = [train(words, name, seed, folder) for seed in seeds for name in args.channels]
     print_table(pd.DataFrame(runs).astype({"test": float}))  # NaN where it is unknown
     print(json.dumps(summarise(runs)))
 
@@ -84,12 +87,15 @@ def train(words, channels, seed, folder):
 
 def print_table(runs):
     """Prints a row per CHANNELS: means over the seeds, +- standard deviations."""
-    mix = runs[runs["channels"] == "mix"].set_index("seed")["valid"]
-    runs = runs.assign(against_mix=runs["valid"] - runs["seed"].map(mix))
+    first = runs["channels"][0]
+    base = runs[runs["channels"] == first].set_index("seed")
+    for split in ("valid", "test"):
+        runs[f"{split}_difference"] = runs[split] - runs["seed"].map(base[split])
     columns = {  # heading -> (column, digits)
         "validation": ("valid", 3),
-        "against mix": ("against_mix", 3),
+        f"against {first}": ("valid_difference", 3),
         "test": ("test", 3),
+        "test, against": ("test_difference", 3),
         "best epoch": ("epoch", 1),
         "training s": ("seconds", 0),
     }
@@ -123,7 +129,7 @@ def summarise(runs):
                 name: [run[name] for run in runs if run["channels"] == channels]
                 for name in ("valid", "test", "epoch", "seconds")
             }
-            for channels in CHANNELS
+            for channels in dict.fromkeys(run["channels"] for run in runs)
         },
     }
 
