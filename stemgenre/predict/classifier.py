@@ -138,7 +138,7 @@ class Classifier:
         separation = separation or load_settings().separation
         models = load_models(*paths, device=device)
         recorded = models[0].separation_model
-        if recorded is not None and not (isinstance(recorded, str) and is_plain_name(recorded)):
+        if recorded is not None and not is_plain_name(recorded):
             raise UserError(
                 f"{paths[0]} is damaged: its separation_model {recorded!r:.100} is not a plain name"
             )

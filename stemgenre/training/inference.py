@@ -79,20 +79,28 @@ def _load_member(path, saved, device):
                 f"its channel statistics are not mean and deviation of {channels} channels"
             )
         num_classes = len(saved["weights"]["classifier.4.bias"])
-        if not len(saved["label_ids"]) == len(saved["label_names"]) == num_classes:
-            raise ValueError(f"it has {num_classes} outputs for {len(saved['label_ids'])} genres")
+        ids, names, separation_model = map(
+            saved.get, ("label_ids", "label_names", "separation_model")
+        )
+        if not (_is_list_of(int, ids) and _is_list_of(str, names)):
+            raise ValueError("its genres are not integers and their names")
+        if not len(ids) == len(names) == num_classes:
+            raise ValueError(f"it has {num_classes} outputs for {len(ids)} genres")
+        if not isinstance(separation_model, str | None):
+            raise ValueError("its separation_model is not a plain name")
         backbone = saved.get("backbone", "efficientnet_b3")  # older files do not name it
         net = GenreNet(num_classes, backbone=backbone, in_channels=channels)
         net.load_state_dict(saved["weights"])
         frontend = Frontend(features, device=device, channel_stats=saved["channel_stats"])
         net.to(device, memory_format=torch.channels_last).eval()
-        separation_model = saved.get("separation_model")
-        return LoadedModel(
-            net, frontend, saved["label_ids"], saved["label_names"], separation_model
-        )
+        return LoadedModel(net, frontend, ids, names, separation_model)
     except (UserError, *checkpoint.MALFORMED) as error:
         reason = first_line(error)
         raise UserError(f"{path} does not hold a complete model: {reason}") from None
+
+
+def _is_list_of(kind, values):
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def compute_channel_stats(
