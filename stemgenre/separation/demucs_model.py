@@ -3,6 +3,7 @@
 The only module that imports demucs, and only when a model is loaded.
 """
 
+import contextlib
 import fractions
 import hashlib
 import json
@@ -40,13 +41,12 @@ class Separator:
     ) -> None:
         self.model = load_demucs(separation.separation_model, separation.separation_repo)
         self.model.to(device).eval()
-        if device.type == "cpu":
-            for model in self.model.models:
-                _bound_memory(model)
+        release_freed_memory()  # of the file's content
         self.overlap = separation.separation_overlap
         self.sample_rate = sample_rate
         self.device = device
         self.half = device.type == "cuda"
+        self._attention = _attention_in_blocks if device.type == "cpu" else contextlib.nullcontext
         size = _batch_size(separation.separation_batch, device)
         self.micro_batch = MicroBatch(size, name="separation batch")
 
@@ -111,7 +111,7 @@ class Separator:
         mean = mono.sum(2, keepdim=True) / counts
         std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
         mix = (mix - mean) / std * real
-        with torch.autocast(self.device.type, torch.float16, enabled=half):
+        with torch.autocast(self.device.type, torch.float16, enabled=half), self._attention():
             try:
                 stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
             except MISFIT as error:
@@ -119,6 +119,8 @@ class Separator:
                     f"SEPARATION_MODEL cannot separate ({first_line(error)}): its file describes a "
                     "model that does not fit itself; download it again"
                 ) from None
+        if self.device.type == "cpu":
+            release_freed_memory()
         order = [self.model.sources.index(stem) for stem in STEMS]
         stems = stems[:, order].float().mean(2) * std
         rates = self.model.samplerate, self.sample_rate
@@ -130,19 +132,22 @@ class Separator:
                 stems.flatten(0, 1).cpu().numpy(), from_rate=rates[0], to_rate=rates[1]
             )
             stems = torch.from_numpy(resampled).unflatten(0, (-1, len(STEMS))).to(self.device)
-        if self.device.type == "cpu":
-            release_freed_memory()
         ends = [round(w.shape[-1] * self.sample_rate / self.model.samplerate) for w in waves]
         return [clip[:, :end] for clip, end in zip(stems, ends, strict=True)]
 
 
-def _bound_memory(model):
-    """Lets `model` give back freed memory three times a window, where least of it is in use."""
-    model.register_forward_hook(release_freed_memory)
-    transformer = getattr(model, "crosstransformer", None)  # between encoder and decoder
-    if transformer is not None:
-        transformer.register_forward_pre_hook(release_freed_memory)
-        transformer.register_forward_hook(release_freed_memory)
+@contextlib.contextmanager
+def _attention_in_blocks():
+    """On a CPU, attention by scaled_dot_product_attention instead of PyTorch's "fast path".
+
+    That one computes each head's whole matrix of attention: for htdemucs 230 MB, twice, and slower.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _batch_size(separation_batch, device):
