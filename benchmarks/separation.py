@@ -6,7 +6,8 @@ The network is the full-size HTDemucs with random weights: its speed is that of 
 plain recipe is, per file, librosa.load, demucs.apply.apply_model with its defaults,
 librosa.resample and numpy.savez_compressed. The two take turns, each time in a process of its
 own, from loading the network to the last file written. `ratio` is the recipe's time over the
-pipeline's. `error_db` is the level of the difference to the recipe's stems without its random
+pipeline's, `cpu_ratio` that of the processor time, which other work on the machine changes little.
+`error_db` is the level of the difference to the recipe's stems without its random
 shift, and `error_same_windows_db` that with this pipeline's overlap too. The last line is one JSON
 object.
 """
@@ -99,7 +100,13 @@ def compare(paths, options):
             found.append(in_own_process(way, options))
             print(f"round {number + 1}: {way} {found[-1]}", flush=True)
     seconds = {way: [run["seconds"] for run in found] for way, found in results.items()}
-    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
+    ratios, cpu_ratios = (
+        [
+            plain[figure] / ours[figure]
+            for plain, ours in zip(results["plain"], results["ours"], strict=True)
+        ]
+        for figure in ("seconds", "cpu_seconds")
+    )
     ours = statistics.median(seconds["ours"])
     device = pick_device(options.device)
     model = load_demucs("htdemucs", options.folder).to(device)
@@ -107,6 +114,9 @@ def compare(paths, options):
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
+        "cpu_ratio": round(statistics.median(cpu_ratios), 3),
+        "cpu_ratio_min": round(min(cpu_ratios), 3),
+        "cpu_ratio_max": round(max(cpu_ratios), 3),
         "clips_per_second": round(len(paths) / ours, 3),
         "realtime_factor": round(sum(audio.probe(path).seconds for path in paths) / ours, 2),
         "error_db": error_db(paths, options.folder, model, device, shifts=0),
@@ -142,16 +152,19 @@ def run_recipe(paths, options):
     shutil.rmtree(options.folder / options.way, ignore_errors=True)
     settings = load_settings([f"SEPARATION_REPO={options.folder}", f"DEVICE={options.device}"])
     clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(len(paths))], "path": paths})
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     if options.way == "ours":
         with start_runtime(settings.machine) as runtime:
             separate_missing(clips, our_cache(options.folder), settings, runtime)
     else:
         device = pick_device(options.device)
         plain_recipe(clips, options.folder / "plain", options.folder, device)
-    seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"seconds": round(seconds, 2), "peak_gigabytes": round(peak, 2)}
+    return {
+        "seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": round(time.process_time() - cpu_started, 2),
+        "peak_gigabytes": round(peak, 2),
+    }
 
 
 def our_cache(folder):

@@ -79,6 +79,17 @@ def test_stems_equal_demucs_own_separation_brought_down_to_sr(separator, tiny_mo
     assert 20 * np.log10(error) < -30
 
 
+def test_at_demucs_own_rate_stems_are_those_of_the_untouched_model(tiny_repo, tiny_model):
+    wave = noise(2 * 1.58)[:, : 2 * int(0.79 * 88200)]
+    reference = wave.mean(0)
+    mixture = (wave - reference.mean()) / (reference.std() + 1e-8)
+    plain = apply_model(tiny_model, mixture[None], shifts=0, overlap=0.21)[0].mean(1)
+    plain = plain[[tiny_model.sources.index(stem) for stem in STEMS]] * reference.std()
+    stems = stems_of(make_separator(tiny_repo, sample_rate=44100), wave)
+    assert (stems - plain).std() < 1e-5 * plain.std()
+    assert torch.backends.mha.get_fastpath_enabled()  # other models find PyTorch as it was
+
+
 def test_batching_does_not_change_the_stems(fast_repo):
     separator = make_separator(fast_repo)
     waves = [

@@ -42,6 +42,10 @@ class Separator:
         self.model = load_demucs(separation.separation_model, separation.separation_repo)
         self.model.to(device).eval()
         release_freed_memory()  # of the file's content
+        if device.type == "cpu":
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.ConvTranspose2d):  # twice as fast in this layout
+                    module.to(memory_format=torch.channels_last)
         self.overlap = separation.separation_overlap
         self.sample_rate = sample_rate
         self.device = device
