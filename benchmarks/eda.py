@@ -3,10 +3,11 @@
     python benchmarks/eda.py [--clips 1000] [--music FOLDER]
 
 Most clips are synthesised, 30 s at 22.05 kHz. A tenth are altered cuts: the later parts of other
-clips, from up to 20 s on, 6 dB softer or louder, half of them encoded as mp3. With --music, a
-folder of real clips in the competition's layout with a provenance.tsv (file_name, source,
-start_seconds), these are included, whole and as altered cuts. The last line is one JSON object; a
-pair that overlaps by 10 s or more and is not found counts as missed.
+clips, from up to 20 s on, 6 dB softer or louder, half of them encoded as mp3. One half of all is to
+train on, the other one to test. With --music, a folder of real clips in the competition's layout
+with a provenance.tsv (file_name, source, start_seconds), these are included, whole and as altered
+cuts. The last line is one JSON object; a pair that overlaps by 10 s or more and is not found counts
+as missed.
 """
 
 import argparse
@@ -78,7 +79,9 @@ def make_clips(folder, count, music):
     for number in range(count // 10):
         clips.append(altered_cut(folder, clips[number % len(clips)], number, rng))
     rows = [f"{clip['name']}\t{number % 2}\n" for number, clip in enumerate(clips)]
-    (folder / "train_master.tsv").write_text("file_name\tlabel_id\n" + "".join(rows))
+    half = len(rows) // 2  # for training, the others for the submission
+    (folder / "train_master.tsv").write_text("file_name\tlabel_id\n" + "".join(rows[:half]))
+    (folder / "sample_submit.tsv").write_text("".join(rows[half:]))
     (folder / "label_master.tsv").write_text("label_name\tlabel_id\na\t0\nb\t1\n")
     return pd.DataFrame(clips)
 

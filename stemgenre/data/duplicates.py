@@ -21,7 +21,7 @@ CANDIDATE_THRESHOLD = 0.4  # correlation of two fingerprints from which the wave
 SIMILARITY_THRESHOLD = 0.85  # from which clips are one recording: cuts of real music by way of mp3
 # at 32 to 128 kbit/s had 0.97 and more, melodies below one drum machine 6 dB louder 0.6, 18 dB 0.8
 MAX_OFFSETS = 3  # tried per pair: a loop correlates with itself at several
-PEAK_DISTANCE = 8  # frames between two of these offsets
+PEAK_DISTANCE = 4  # frames between two of these offsets
 ENERGY_FLOOR = 0.01  # of a fingerprint's mean square; less is a held tone or silence: no evidence
 ROWS = 16  # clips compared with all others at once
 COLUMNS = ("first", "second", "offset_seconds", "overlap_seconds", "similarity")
@@ -91,21 +91,21 @@ def _candidates(
         row[:, : part.shape[1]] = torch.from_numpy(part.astype(np.float32))
     size = fft.next_fast_len(2 * int(longest), real=True)
     spectra = torch.fft.rfft(stack, size).permute(2, 0, 1).contiguous()  # (frequencies, N, bands)
-    norms = _OverlapNorms(stack, lengths)
+    norms = _OverlapNorms(stack, lengths, size)
     stop = len(fingerprints) if num_queries is None else num_queries
     for start in range(0, stop, ROWS):
         first_other = start if num_queries is None else num_queries
         rows, others = spectra[:, start : min(start + ROWS, stop)], spectra[:, first_other:]
         cross = rows @ others.conj().transpose(1, 2)
         sums = torch.fft.irfft(cross.permute(1, 2, 0).contiguous(), size)  # (rows, others, lags)
-        sums = torch.cat([sums[..., 1 - longest :], sums[..., :longest]], dim=-1)
         found = []
         for number, products in enumerate(sums, start):
             begin = max(first_other, number + 1)
             correlation = norms.normalise(products[begin - first_other :], number)
             best = correlation.amax(1) if len(correlation) else torch.empty(0)
             for other in (best > threshold).nonzero().flatten().tolist():
-                lags = norms.lags[_peaks(correlation[other], threshold)]
+                order = norms.lags.argsort()
+                lags = norms.lags[order[_peaks(correlation[other][order], threshold)]]
                 offsets = (lags * HOP_LENGTH / SAMPLE_RATE).tolist()
                 found.append((number, begin + other, offsets))
         yield len(sums), found
@@ -115,15 +115,16 @@ class _OverlapNorms:
     """Norms of the overlapping parts of every two fingerprints, at every lag.
 
     `stack` (N, bands, frames), padded with zeros; `lengths` (N,) in frames. Inner products divided
-    by them are correlation coefficients.
+    by them are correlation coefficients. Lags are in the order of an FFT of `size` frames: from 0
+    up, then the negative ones up to -1.
     """
 
-    def __init__(self, stack, lengths):
+    def __init__(self, stack, lengths, size):
         self.energy = torch.nn.functional.pad(stack.square().sum(1).cumsum(1), (1, 0))
         self.lengths = torch.from_numpy(lengths)
         self.unique, self.inverse = self.lengths.unique(return_inverse=True)
         self.longest = stack.shape[2]
-        self.lags = torch.arange(1 - self.longest, self.longest)
+        self.lags = torch.fft.fftfreq(size, 1 / size).round().long()
         self.min_frames = MIN_OVERLAP_SECONDS * SAMPLE_RATE / HOP_LENGTH
         self.floor = ENERGY_FLOOR * stack.shape[1] * self.min_frames
         # cached, because most clips are equally long
@@ -137,13 +138,13 @@ class _OverlapNorms:
             return products
         length = int(self.lengths[number])
         own = self._inverse_norms_of(number, length)[self.inverse[-len(products) :]]
-        return products * own * self.inverse_norms_of_all(length)[-len(products) :]
+        return own.mul_(products).mul_(self.inverse_norms_of_all(length)[-len(products) :])
 
     def _inverse_norms_of(self, number, length):
         """(unique lengths, lags): 1 / norm of the part of a fingerprint that overlaps with others
         of these lengths.
         """
-        begin = self.lags.clamp(min=0)
+        begin = self.lags.clamp(0, self.longest)
         end = torch.minimum(torch.tensor(length), self.unique[:, None] + self.lags)
         shorter = self.unique.clamp(max=length)[:, None]
         min_frames = (shorter / 2).clamp(max=self.min_frames)
@@ -153,7 +154,7 @@ class _OverlapNorms:
     def _inverse_norms_of_all(self, length):
         """(N, lags): 1 / norm of the part of each fingerprint that overlaps with one so long."""
         end = (length - self.lags).clamp(0, self.longest)
-        total = self.energy[:, end] - self.energy[:, (-self.lags).clamp(min=0)]
+        total = self.energy[:, end] - self.energy[:, (-self.lags).clamp(0, self.longest)]
         return (total.clamp(min=0) + self.floor).rsqrt()
 
 

@@ -5,16 +5,19 @@ there, in small time-frequency cells. Another take, or another song on the same 
 the same rhythm and even the same drum hits, but between the hits its waveform differs.
 """
 
+import functools
+
 import librosa
 import numpy as np
 from scipy import fft
 from scipy.ndimage import uniform_filter1d
+from scipy.sparse import csr_array
 
 SAMPLE_RATE = 4000  # Hz: what is compared lies below 2 kHz, which every codec keeps
 N_FFT = 2048  # samples, 0.5 s: long enough that half a hop more or less changes little
-HOP_LENGTH = 256  # samples, 64 ms
+HOP_LENGTH = 512  # samples, 128 ms: half of it finds no more, at twice the work
 N_MELS = 24  # mel bands from 60 Hz to 1.9 kHz
-TREND_FRAMES = 23  # frames, 1.5 s: slower changes are the song's timbre or a codec's, and removed
+TREND_FRAMES = 11  # frames, 1.4 s: slower changes are the song's timbre or a codec's, and removed
 MIN_MAGNITUDE = 1e-4  # of the largest magnitude, -80 dB: codecs agree on little below it
 
 BAND_EDGES = np.geomspace(100, 1800, 9)  # Hz: eight bands, half an octave each, of the waveforms
@@ -35,19 +38,24 @@ def fingerprint(wave: np.ndarray) -> np.ndarray:
     """
     if len(wave) < N_FFT:
         return np.zeros((N_MELS - 1, 0), dtype=np.float16)
-    mel = librosa.feature.melspectrogram(
-        y=wave,
-        sr=SAMPLE_RATE,
-        n_fft=N_FFT,
-        hop_length=HOP_LENGTH,
-        n_mels=N_MELS,
-        fmin=60,
-        fmax=1900,
-        power=1,
-    )
+    padded = np.pad(np.asarray(wave, np.float32), N_FFT // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
+    window, filters = _window_and_filters()
+    mel = filters @ np.abs(fft.rfft(frames * window)).T  # as librosa's, in a third of the time
     level = np.log(mel + MIN_MAGNITUDE * mel.max() + 1e-9)
     detrended = level - uniform_filter1d(level, TREND_FRAMES, axis=1)
     return np.diff(detrended, axis=0).astype(np.float16)
+
+
+@functools.cache
+def _window_and_filters():
+    """(Hann window (N_FFT,), mel filters (N_MELS, N_FFT // 2 + 1)), float32.
+
+    The filters are sparse, so that BLAS starts no threads below those that read the clips.
+    """
+    window = np.hanning(N_FFT + 1)[:-1].astype(np.float32)
+    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS, fmin=60, fmax=1900)
+    return window, csr_array(filters)
 
 
 def similarity(first: np.ndarray, second: np.ndarray, offset: float) -> tuple[float, float]:
@@ -92,7 +100,7 @@ def _align(spectra, bands, size):
     cross = np.zeros_like(spectra[0])
     for band in bands:
         first, second = spectra[0][band], spectra[1][band]
-        energy = np.sqrt(np.vdot(first, first).real * np.vdot(second, second).real)
+        energy = np.sqrt(np.square(np.abs(first)).sum() * np.square(np.abs(second)).sum())
         cross[band] = first * second.conj() / max(energy, 1e-20)
     correlation = fft.irfft(cross, size * UPSAMPLE)
     max_lag = round(SEARCH_SECONDS * SAMPLE_RATE * UPSAMPLE)
