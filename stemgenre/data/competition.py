@@ -123,7 +123,7 @@ def _from_masters(data_dir, train_master, audio):
     train = read_targets(train_master, labels, label_master)
     train["path"] = find_paths(train["file_name"], audio, train_master)
     _check_single_label(train, train_master)
-    train = train.drop_duplicates("path", ignore_index=True)
+    train = train[~_texts(train["path"]).duplicated()].reset_index(drop=True)
     template, test = _read_sample_submit(data_dir, audio)
     if template is None:
         labelled = {path.name for path in train["path"]}
@@ -212,19 +212,25 @@ def _build_competition(train, test, labels, template):
     """The Competition of two tables with file_name, path and target (-1 if `test` has none)."""
     if "target" not in test:
         test["target"] = -1
-    train, test = (
-        table.sort_values("file_name", key=lambda names: names.map(natural_key), ignore_index=True)
-        for table in (train, test)
-    )
-    in_both = set(train["path"]) & set(test["path"])
+    train, test = _in_natural_order(train), _in_natural_order(test)
+    in_both = set(_texts(train["path"])) & set(_texts(test["path"]))
     if in_both:
         log.warning(
-            "%d clips are in both train and test, for example %s", len(in_both), min(in_both)
+            "%d clips are in both train and test, for example %s",
+            len(in_both),
+            min(map(Path, in_both)),
         )
     names = clip_names([*train["path"], *test["path"]])
     train["clip"], test["clip"] = names[: len(train)], names[len(train) :]
     label_ids, label_names = labels["label_id"].tolist(), labels["label_name"].tolist()
     return Competition(train, test, label_ids, label_names, template, extra=train.iloc[:0])
+
+
+def _in_natural_order(table):
+    """The rows of a table by file_name."""
+    keys = [natural_key(name) for name in table["file_name"]]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return table.iloc[order].reset_index(drop=True)
 
 
 def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list[Path]:
@@ -233,11 +239,16 @@ def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list
     for path in audio:
         by_name.setdefault(path.name, []).append(path)
     paths, missing = [], []
+    has_songs = any(is_song(path) for path in audio)
     for text in names:
+        plain = by_name.get(text, ())
+        if len(plain) == 1 and not has_songs and "\\" not in text and text[1:2] != ":":
+            paths += plain  # of most of 100,000 names, in a tenth of the time
+            continue
         name = PurePosixPath(text.replace("\\", "/"))
         if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
             raise UserError(f"{table} names {text!r}, which is not a file below the data folder")
-        found = _find_songs(name, by_name) or [
+        found = (has_songs and _find_songs(name, by_name)) or [
             path
             for path in by_name.get(name.name, ())
             if path.parts[-len(name.parts) :] == name.parts
@@ -297,9 +308,14 @@ def read_targets(master: Path, labels: pd.DataFrame, label_master: Path) -> pd.D
     return table[["file_name", "target", "group"]]
 
 
+def _texts(paths):
+    """Paths as text, which is hashed and compared in a tenth of the time."""
+    return paths.map(str)
+
+
 def _check_single_label(train, master):
     """Raises UserError if a file is in `train` under two names with different labels."""
-    for path, rows in train[train["path"].duplicated(keep=False)].groupby("path"):
+    for path, rows in train[_texts(train["path"]).duplicated(keep=False)].groupby("path"):
         if rows["target"].nunique() > 1:
             names = " and ".join(rows["file_name"])
             raise UserError(f"{master} gives {path} two labels, as {names}; keep one")

@@ -23,17 +23,17 @@ AUDIO_SUFFIXES = (
     *(".au", ".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".oga", ".opus", ".snd"),
     *(".m4a", ".aac", ".mp4", ".webm", ".wma"),  # these need ffmpeg
 )
+NUMBER = re.compile(r"(\d+)")
 MAX_STEM_BYTES = 200  # of a file name; file systems allow 255 with ".npz" and what is appended
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
-def natural_key(text: object) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(text: object) -> tuple[list[str | int], str]:
     """Sort key that puts test_2 before test_10; different texts have different keys."""
-    parts = [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
-        for part in re.split(r"(\d+)", str(text))
-    ]
-    return parts, str(text)
+    text = str(text)
+    parts = NUMBER.split(text.casefold())  # text and number in turn: both keys begin with text
+    parts[1::2] = map(int, parts[1::2])
+    return parts, text
 
 
 def find_audio(folder: Path, *, skip: Iterable[Path] = ()) -> list[Path]:
@@ -79,7 +79,8 @@ def find_clips(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
     """
     audio, by_folder = find_audio(folder, skip=skip), {}
     for path in audio:
-        by_folder.setdefault(path.parent, []).append(path)
+        by_folder.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120 see is_song
+    by_folder = {Path(name): paths for name, paths in by_folder.items()}
     songs = {f for f, paths in by_folder.items() if f != folder and _are_stems(paths)}
     if not songs:
         return audio
@@ -97,8 +98,11 @@ def find_clips(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
 
 def _are_stems(paths):
     """Whether audio files of one folder are a song's stems, perhaps not all of them."""
-    named = [path.stem.casefold() in STEMS for path in paths]
-    return sum(named) >= 2 or all(named)
+    named = 0
+    for path in paths:
+        name = path.name
+        named += name[: name.rindex(".")].casefold() in STEMS
+    return named >= 2 or named == len(paths)
 
 
 def stem_files(song: Path | str) -> dict[str, Path]:
@@ -127,7 +131,7 @@ def stem_files(song: Path | str) -> dict[str, Path]:
 
 def is_song(path: Path) -> bool:
     """Whether a clip is a folder of stems; files of AUDIO_SUFFIXES are not looked at."""
-    return path.suffix.lower() not in AUDIO_SUFFIXES and path.is_dir()
+    return not path.name.lower().endswith(AUDIO_SUFFIXES) and path.is_dir()
 
 
 def clip_sha256(path: Path | str, hash_file: Callable[[Path | str], str] = sha256) -> str:
@@ -206,11 +210,12 @@ def clip_names(paths: Sequence[Path]) -> list[str]:
     So they are where a stem is too long, of which MAX_STEM_BYTES are left. Raises UserError if such
     a file cannot be read.
     """
-    counts = collections.Counter(_clip_name(path).casefold() for path in set(paths))
+    stems = [_clip_name(path) for path in paths]
+    by_path = {str(path): stem.casefold() for path, stem in zip(paths, stems, strict=True)}
+    counts = collections.Counter(by_path.values())
     names = []
-    for path in paths:
-        name = _clip_name(path)
-        if _is_too_long(name) or counts[name.casefold()] > 1:
+    for path, name in zip(paths, stems, strict=True):
+        if counts[name.casefold()] > 1 or _is_too_long(name):
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise UserError(f"{path} cannot be read: it is a pipe or a device, not a file")
             try:
@@ -229,8 +234,11 @@ def with_digest(stem: str, digest: str) -> str:
 
 
 def _is_too_long(stem):
-    return len(os.fsencode(stem)) > MAX_STEM_BYTES
+    return 4 * len(stem) > MAX_STEM_BYTES and len(os.fsencode(stem)) > MAX_STEM_BYTES
 
 
 def _clip_name(path):
-    return path.name if is_song(path) else path.stem
+    name = path.name
+    if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
+        return name[: name.rindex(".")]
+    return name if is_song(path) else path.stem

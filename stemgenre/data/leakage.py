@@ -1,6 +1,5 @@
 """Recordings that are in train and in test, which a run names at its start."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -38,15 +37,19 @@ def warn_of_leakage(
 def _same_files(competition, hash_source):
     """{test file name: training file name} of clips with the same content."""
     names = {}  # of training clips, by content
-    for row in competition.train.itertuples():
-        with contextlib.suppress(ClipError):  # it is gone: separating it will say so
-            names.setdefault(hash_source(row.path), row.file_name)
-    shared = {}
-    for row in competition.test.itertuples():
-        with contextlib.suppress(ClipError):
-            if (name := names.get(hash_source(row.path))) is not None:
-                shared[row.file_name] = name
-    return shared
+    for digest, file_name in _digests(competition.train, hash_source):
+        names.setdefault(digest, file_name)
+    digests = _digests(competition.test, hash_source)
+    return {file_name: names[digest] for digest, file_name in digests if digest in names}
+
+
+def _digests(clips, hash_source):
+    """Yields (content's hash, file name) of the clips that can be read."""
+    for path, file_name in zip(clips["path"], clips["file_name"], strict=True):
+        try:
+            yield hash_source(path), file_name
+        except ClipError:  # it is gone: separating it will say so
+            continue
 
 
 def _same_groups(competition, groups_file):

@@ -66,6 +66,7 @@ class StemCache:
         self.model = model
         self.sample_rate = sample_rate
         self.waves = waves
+        self._folder_text = os.path.join(os.path.abspath(folder), "")  # noqa: PTH100, PTH118
         self._source_hashes = SourceHashes(self.folder / HASHES_FILE)
 
     def path(self, clip: str) -> Path:
@@ -79,14 +80,25 @@ class StemCache:
     def is_current(self, clip: str, source: Path | str) -> bool:
         """Whether the clip has an entry that was made from the audio file `source` as it is now.
 
-        That is told by the hash of its content; an entry without meta has to fit its length.
-        Raises ClipError if `source` no longer exists.
+        That is told by the hash of its content; an entry without meta has to fit its length. What
+        an entry was made from is read once, and again when its file has changed in any way. Raises
+        ClipError if `source` no longer exists.
         """
-        path = self.path(clip)
         try:
-            if not path.is_file():
-                return False
-            with zipfile.ZipFile(path) as archive:
+            state = file_state(f"{self._folder_text}{clip}.npz")
+        except ClipError:
+            return False
+        expected = [
+            FORMAT,
+            self.sample_rate,
+            self._model_for(source),
+            os.path.basename(source),  # noqa: PTH119 half the time of Path's
+        ]
+        notes = self._source_hashes.notes
+        if made_from := notes.get(state):
+            return made_from == [*expected, self.hash_source(source)]
+        try:
+            with zipfile.ZipFile(self.path(clip)) as archive:
                 sizes = {archive.getinfo(f"{name}.npy").file_size for name in self.waves}
                 meta = _read_meta(archive)
                 samples = _open_waves(archive, self.waves)[1] if meta is None else None
@@ -96,15 +108,14 @@ class StemCache:
             return False
         if meta is None:
             return self._fits_length(samples, source)
-        expected = {
-            "format": FORMAT,
-            "sample_rate": self.sample_rate,
-            "model": self._model_for(source),
-            "source": os.path.basename(source),  # noqa: PTH119 half the time of Path's
-        }
-        if any(meta.get(key) != value for key, value in expected.items()):
+        made_from = [meta.get(key) for key in ("format", "sample_rate", "model", "source")]
+        if made_from != expected:
             return False
-        return meta.get("source_sha256") == self.hash_source(source)
+        expected.append(self.hash_source(source))
+        if meta.get("source_sha256") != expected[-1]:
+            return False
+        notes.add(state, expected)
+        return True
 
     def _model_for(self, source):
         """What the meta of the clip's entry has as its model."""
