@@ -293,6 +293,36 @@ def test_a_damaged_list_of_hashes_is_no_fault(cache, source, monkeypatch):
         assert again.is_current("train_0", source)
 
 
+def test_an_entry_that_was_checked_before_is_not_opened_again(cache, source, monkeypatch):
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
+    cache.write("train_0", noise(), source)
+    assert cache.is_current("train_0", source)
+    monkeypatch.setattr("zipfile.ZipFile", None)
+    for again in (cache, StemCache(cache.folder, model="htdemucs", sample_rate=SR)):
+        assert again.is_current("train_0", source)
+
+
+@pytest.mark.parametrize("change", ["cut", "another model's", "overwritten", "source"])
+def test_an_entry_that_was_checked_before_is_not_trusted_once_it_has_changed(
+    cache, source, monkeypatch, change
+):
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
+    cache.write("train_0", noise(), source)
+    assert cache.is_current("train_0", source)
+    path = cache.path("train_0")
+    if change == "cut":
+        rewrite(path, path.read_bytes()[:-10], keep_time=True)
+    elif change == "another model's":
+        other = StemCache(cache.folder, model="HTDEMUCS", sample_rate=SR)
+        other.write("train_0", noise(), source)
+    elif change == "overwritten":
+        rewrite(path, bytes(path.stat().st_size), keep_time=True)
+    else:
+        rewrite(source, source.read_bytes()[::-1], keep_time=True)
+    for again in (cache, StemCache(cache.folder, model="htdemucs", sample_rate=SR)):
+        assert not again.is_current("train_0", source)
+
+
 def test_stems_of_a_file_that_changed_after_it_was_hashed_are_separated_again(cache, source):
     digest = cache.hash_source(source)  # before it is decoded
     source.write_bytes(source.read_bytes() + b"still being unpacked")

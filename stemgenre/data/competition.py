@@ -19,6 +19,7 @@ from stemgenre.data.find_files import (
     is_song,
     natural_key,
     near_names,
+    paused_garbage_collector,
 )
 from stemgenre.data.tables import (
     SubmissionTemplate,
@@ -61,6 +62,7 @@ class Competition:
     extra: pd.DataFrame
 
 
+@paused_garbage_collector()
 def load_competition(
     data_dir: Path | str,
     *,

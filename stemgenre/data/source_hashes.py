@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stemgenre.data.find_files import clip_sha256, stem_files
+from stemgenre.data.find_files import clip_sha256, paused_garbage_collector, stem_files
 from stemgenre.errors import ClipError, UserError
 from stemgenre.files import sha256
 
@@ -81,7 +81,8 @@ class FileNotes:
         except OSError:
             return {}
         try:
-            notes = json.loads(b"[%s]" % b",".join(lines))  # at once: a third of the time
+            with paused_garbage_collector():
+                notes = json.loads(b"[%s]" % b",".join(lines))  # at once: a third of the time
         except (ValueError, RecursionError):
             notes = []
             for line in lines:
@@ -106,9 +107,11 @@ class SourceHashes:
 
         Raises ClipError if it cannot be read.
         """
-        with contextlib.suppress(ClipError):  # a song, or it is gone
+        try:
             if digest := self.notes.get(file_state(source)):
                 return digest
+        except ClipError:  # a song, or it is gone
+            pass
         with _reading(source):
             return clip_sha256(source, self._file_sha256)
 
