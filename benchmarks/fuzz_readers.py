@@ -321,9 +321,9 @@ READERS = {
 class Loader:
     """Stands for a StemLoader: every clip has the same stems."""
 
-    def batches(self, clips, batches, *, section):
+    def batches(self, clips, batches, *, section, prepare):
         for batch in batches:
-            yield batch, [STEMS] * len(batch)
+            yield batch, [prepare(row, STEMS) for row in batch]
 
     def windows(self, clips, positions, *, samples, overlap):
         return ((position, STEMS) for position in positions)

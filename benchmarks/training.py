@@ -239,8 +239,9 @@ class NetworkOnly:
         elif without == "autocast":
             self.trainer.amp_dtype = None
 
-    def batches(self, clips, batches, *, section):
-        return ((positions, [None] * len(positions)) for positions in batches)
+    def batches(self, clips, batches, *, section, prepare=None):
+        images = self.images.to(memory_format=torch.channels_last).split(1)  # as prepare() gives
+        return ((positions, list(images[: len(positions)])) for positions in batches)
 
     def drop_gpu_cache(self):
         return False

@@ -163,8 +163,8 @@ TABLE["target"] = [0, 0, 0, 1, 2, 0, 1, 0] * 2
 class MarkedClips:
     """Loader and frontend of images in which row 0 says which clips they were mixed from."""
 
-    def batches(self, clips, batches, *, section):
-        return ((batch, list(batch)) for batch in batches)
+    def batches(self, clips, batches, *, section, prepare):
+        return ((batch, [prepare(i, i) for i in batch]) for batch in batches)
 
     def drop_gpu_cache(self):
         return False

@@ -18,8 +18,10 @@ from stemgenre.runtime import to_device
 from stemgenre.settings import STEMS, FeatureSettings
 
 ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB of each channel
+MelFilters = list[tuple[slice, torch.Tensor]]  # see group_bands()
 SILENCE = 1e-10  # power of a mel band, 28 dB below noise of one step of 16-bit audio
 MIN_LEFT = 1e-4  # of the clip's power, -40 dB: silencing stems has to leave more of it
+FRAMES_AT_ONCE, BANDS_AT_ONCE = 128, 16  # on a CPU, see mel_power() and group_bands()
 MIN_STD_DB = 5.0  # of a channel; music has 15 to 20, a stem that is silent in all clips none
 
 
@@ -83,11 +85,11 @@ class Frontend:
 
     def _image(self, stems: torch.Tensor, params: AugmentParams) -> torch.Tensor:
         """The clip's standardised image (C, n_mels, frames), padded with the floor in dB."""
-        floor = (-self.features.top_db - self.mean) / self.std
-        image = floor.expand(-1, self.features.n_mels, self.frames).clone()
         db = self.log_mel(stems, params)
-        image[:, :, : db.shape[2]] = (db - self.mean) / self.std
-        return image
+        missing = self.frames - db.shape[2]
+        if missing:
+            db = torch.nn.functional.pad(db, (0, missing), value=-self.features.top_db)
+        return (db - self.mean).div_(self.std)
 
     @torch.no_grad()
     def log_mel(self, stems: torch.Tensor, params: AugmentParams = NO_AUGMENT) -> torch.Tensor:
@@ -144,18 +146,21 @@ class Frontend:
         the mix is among the channels: the sum of float16 stems can exceed what float16 holds.
         """
         names = self.features.channels.split(",")
+        if names == list(STEMS):
+            return stems
         if "mix" in names:
             stems = stems.float()
         return torch.stack(
             [stems.sum(0) if name == "mix" else stems[STEMS.index(name)] for name in names]
         )
 
-    def _mel_filters(self, *, semitones: float) -> torch.Tensor:
+    def _mel_filters(self, *, semitones: float) -> MelFilters:
         features = self.features
         filters = mel_filters(
             self.band_edges, sr=features.sr, n_fft=features.n_fft, semitones=semitones
-        )
-        return filters.to(self.device)
+        ).to(self.device)
+        # A CPU leaves out most of the zeros. A GPU takes all bands together: a single kernel.
+        return group_bands(filters, BANDS_AT_ONCE if self.device.type == "cpu" else len(filters))
 
 
 def mel_filters(
@@ -176,29 +181,43 @@ def mel_filters(
     return (torch.minimum(rising, falling).clamp(min=0) * norm).float()
 
 
+def group_bands(filters: torch.Tensor, size: int) -> MelFilters:
+    """`filters` (n_mels, bins) in groups of `size` bands: [(bins, filters (those bins, bands))].
+
+    The bins of a group are a slice: all, if there is one group, else those that it covers.
+    """
+    if size >= len(filters):
+        return [(slice(None), filters.T)]
+    groups = []
+    for group in filters.split(size):
+        covered = group.any(0).nonzero()[:, 0].tolist()
+        bins = slice(covered[0], covered[-1] + 1) if covered else slice(0)
+        groups.append((bins, group[:, bins].T.contiguous()))
+    return groups
+
+
 def mel_power(
-    waves: torch.Tensor, *, filters: torch.Tensor, window: torch.Tensor, hop_length: int
+    waves: torch.Tensor, *, filters: MelFilters, window: torch.Tensor, hop_length: int
 ) -> torch.Tensor:
     """Mel power spectrogram (C, n_mels, 1 + samples // hop_length) of waves (C, samples).
 
-    Frames are centred, with zeros beyond the ends, as in librosa.feature.melspectrogram.
+    `filters` are those of group_bands(). Frames are centred, with zeros beyond the ends, as in
+    librosa.feature.melspectrogram.
     """
-    # A CPU takes the channels one by one: twice as fast where malloc returns blocks of more than
-    # 32 MB to the system each time. A GPU takes them together: fewer and larger kernels.
-    channels_at_once = 1 if waves.device.type == "cpu" else len(waves)
+    n_fft = len(window)
+    padded = torch.nn.functional.pad(waves, (n_fft // 2, n_fft // 2))
+    frames = padded.unfold(1, n_fft, hop_length)  # (C, frames, n_fft), a view
+    # A CPU takes as many at once as its cache holds, a GPU all: fewer and larger kernels.
+    on_cpu = waves.device.type == "cpu"
+    at_once = max(1, FRAMES_AT_ONCE // len(waves)) if on_cpu else frames.shape[1]
     mel = []
-    for part in waves.split(channels_at_once):
-        spectra = torch.stft(
-            part,
-            len(window),
-            hop_length,
-            window=window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )  # (C, n_fft // 2 + 1, frames)
-        mel.append(filters @ (spectra.real.square() + spectra.imag.square()))
-    return torch.cat(mel)
+    for part in frames.split(at_once, dim=1):
+        spectra = torch.fft.rfft(part * window)  # (C, frames, n_fft // 2 + 1)
+        squares = torch.view_as_real(spectra).square_()
+        power = squares[..., 0] + squares[..., 1]
+        bands = torch.cat([power[..., bins] @ group for bins, group in filters], dim=-1)
+        mel.append(bands.transpose(1, 2))
+    return torch.cat(mel, dim=2)
 
 
 def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:
@@ -207,11 +226,10 @@ def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.
     The reference is the loudest cell of all channels ("clip") or of each channel ("stem"). A power
     of at most SILENCE is at the floor, -top_db; otherwise as librosa.power_to_db.
     """
-    silent = power <= SILENCE  # False for NaN, which stays NaN
-    power = power.clamp(min=SILENCE)
+    power = torch.nn.functional.threshold(power, SILENCE, 0.0)  # NaN stays NaN
     loudest = power.amax() if reference == "clip" else power.amax((1, 2), keepdim=True)
-    db = (10 * (power.log10() - loudest.log10())).clamp(min=-top_db)
-    return db.masked_fill(silent, -top_db)
+    db = power.log10_().sub_(loudest.clamp(min=SILENCE).log10())
+    return db.mul_(10).clamp_(min=-top_db)
 
 
 def shift_wave(waves: torch.Tensor, samples: int) -> torch.Tensor:
@@ -232,9 +250,10 @@ def add_noise(stems: torch.Tensor, *, level_db: float, seed: int) -> torch.Tenso
         return stems
     generator = torch.Generator(stems.device).manual_seed(seed)
     noise = torch.randn(stems.shape[1], generator=generator, device=stems.device)
-    noise *= stems.sum(0).square().mean().sqrt() * 10 ** (-level_db / 20)
-    rms = stems.square().mean(1, keepdim=True).sqrt()  # (C, 1)
-    return stems + noise * (rms / rms.sum().clamp(min=torch.finfo(rms.dtype).tiny))
+    rms = torch.linalg.vector_norm(stems, dim=1, keepdim=True) / math.sqrt(stems.shape[1])  # (C, 1)
+    mix_rms = torch.linalg.vector_norm(stems.sum(0)) / math.sqrt(stems.shape[1])
+    parts = rms / rms.sum().clamp(min=torch.finfo(rms.dtype).tiny)
+    return torch.addcmul(stems, noise, parts * mix_rms * 10 ** (-level_db / 20))
 
 
 def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> None:

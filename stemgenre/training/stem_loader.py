@@ -22,6 +22,7 @@ from stemgenre.settings import AugmentSettings
 
 log = logging.getLogger(__name__)
 
+Prepare = Callable[[int, torch.Tensor], torch.Tensor]  # (row position, its stems) -> a tensor
 WHOLE_BYTES = 32e6  # of a cache entry, 3 minutes: more is read in parts
 
 
@@ -119,22 +120,24 @@ class StemLoader:
         batches: Sequence[np.ndarray],
         *,
         section: Callable[[int, int], tuple[int, int]],
+        prepare: Prepare = lambda row, stems: stems,
     ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
         """Yields (row positions, those clips' stems) for each array of row positions in `batches`.
 
-        `section` gives (start, stop) in samples for a row position and the clip's length. Two
+        `section` gives (start, stop) in samples for a row position and the clip's length. `prepare`
+        gives what is yielded for a row position and its stems, and is called in the threads. Two
         batches are read ahead.
         """
         rows = _clips_and_sources(clips)
+
+        def load(i):
+            clip, source = rows[i]
+            section_of_row = functools.partial(section, i)
+            return prepare(i, self.read(clip, source=source, section=section_of_row))
+
         depth = 2 * max((len(batch) for batch in batches), default=0)
-        ahead = prefetch_map(
-            lambda i: self.read(
-                rows[i][0], source=rows[i][1], section=functools.partial(section, i)
-            ),
-            (i for batch in batches for i in batch),
-            threads=self.threads,
-            depth=depth,
-        )
+        items = (i for batch in batches for i in batch)
+        ahead = prefetch_map(load, items, threads=self.threads, depth=depth)
         with contextlib.closing(ahead):
             for batch in batches:
                 yield batch, [next(ahead)[1].result() for _ in batch]
@@ -200,18 +203,21 @@ def training_batches(
     augment: AugmentSettings,
     seed: int,
     epoch: int,
+    prepare: Prepare = lambda row, stems: stems,
 ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
     """Yields what loader.batches() does, with STEM_SWAP some stems from clips of the same genre.
 
-    See sample_swap. Only the partners that are used are read, ahead as the clips themselves.
+    See sample_swap. Only the partners that are used are read, by the thread that reads the clip.
     """
     if not augment.stem_swap:
-        yield from loader.batches(clips, batches, section=section)
+        yield from loader.batches(clips, batches, section=section, prepare=prepare)
         return
     targets, indices = clips["target"].to_numpy(), clips.index.to_numpy()
     rows_of = {target: np.flatnonzero(targets == target) for target in np.unique(targets)}
-    swaps = {
-        row: sample_swap(
+    rows = _clips_and_sources(clips)
+
+    def swap_and_prepare(row, stems):
+        swap = sample_swap(
             augment,
             rows_of[targets[row]],
             row=row,
@@ -219,20 +225,11 @@ def training_batches(
             epoch=epoch,
             clip_index=int(indices[row]),
         )
-        for batch in batches
-        for row in batch
-    }
-    partners = [np.array([swaps[i].partner for i in batch if swaps[i]], int) for batch in batches]
-    with (
-        contextlib.closing(loader.batches(clips, batches, section=section)) as own,
-        contextlib.closing(loader.batches(clips, partners, section=section)) as others,
-    ):
-        for (batch, stems), (_, partner_stems) in zip(own, others, strict=True):
-            found = iter(partner_stems)
-            yield (
-                batch,
-                [
-                    swap_stems(waves, next(found), swaps[i].stems) if swaps[i] else waves
-                    for i, waves in zip(batch, stems, strict=True)
-                ],
-            )
+        if swap:
+            clip, source = rows[swap.partner]
+            section_of_partner = functools.partial(section, swap.partner)
+            partner = loader.read(clip, source=source, section=section_of_partner)
+            stems = swap_stems(stems, partner, swap.stems)
+        return prepare(row, stems)
+
+    yield from loader.batches(clips, batches, section=section, prepare=swap_and_prepare)

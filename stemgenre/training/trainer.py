@@ -183,7 +183,7 @@ class Trainer:
             done=0,
             total=0,
         )
-        for positions, stems in tqdm(
+        for positions, inputs in tqdm(
             training_batches(
                 self.loader,
                 self.train_clips,
@@ -192,6 +192,7 @@ class Trainer:
                 augment=self.settings.augment,
                 seed=seed,
                 epoch=state.epoch,
+                **({"prepare": self._image} if device.type == "cpu" else {}),
             ),
             initial=state.step,
             total=len(batches),
@@ -202,7 +203,7 @@ class Trainer:
         ):
             batch_clips = len(batches[state.step])  # on all ranks
             loss, correct, norm = self.micro_batch.run(
-                functools.partial(self._train_step, positions, stems, batch_clips),
+                functools.partial(self._train_step, positions, inputs, batch_clips),
                 -(-batch_clips // runtime.world_size),  # of the rank that has most
                 too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
                 "FREEZE_STAGES",
@@ -247,9 +248,24 @@ class Trainer:
             clip_index=self.clip_indices[position],
         )
 
-    def _train_step(self, positions, stems, batch_clips, size):
+    def _image(self, position, stems):
+        """The image (1, C, height, width), in this epoch, of the training clip at row `position`.
+
+        For the loader's threads on a CPU, where images are made while the network computes.
+        """
+        torch.set_num_threads(1)  # of this thread: there is one for each core
+        image = self.frontend([stems], [self._sample_params(position)])
+        return image.to(memory_format=torch.channels_last)
+
+    def _images(self, inputs, params):
+        """Images (B, C, height, width) of a step's `inputs`, see _train_step()."""
+        on_cpu = self.runtime.device.type == "cpu"
+        return torch.cat(inputs) if on_cpu else self.frontend(inputs, params)
+
+    def _train_step(self, positions, inputs, batch_clips, size):
         """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
 
+        `inputs` are the clips' stems, but on a CPU their images, which the loader's threads made.
         In micro-batches of at most `size` clips. If it fails, because memory runs out or
         torch.compile does not work here, it leaves everything as it was and can be repeated.
         """
@@ -268,16 +284,16 @@ class Trainer:
         try:
             if alpha:  # of all images, so that the micro-batch's size does not decide on the pairs
                 pairs_seed = derive_seed(seed, epoch, step, self.runtime.rank, 5)
-                images = self.frontend(stems, params)
+                images = self._images(inputs, params)
                 mixed, targets = optimisation.mix_pairs(
                     images, targets, alpha=alpha, seed=pairs_seed
                 )
             # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
             largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
-            for part in split_evenly(len(stems), min(-(-largest // size), smallest)):
-                images = mixed[part] if alpha else self.frontend(stems[part], params[part])
+            for part in split_evenly(len(inputs), min(-(-largest // size), smallest)):
+                images = mixed[part] if alpha else self._images(inputs[part], params[part])
                 images = images.to(memory_format=torch.channels_last)
-                more = part.stop < len(stems) and world_size > 1
+                more = part.stop < len(inputs) and world_size > 1
                 with self.ddp_net.no_sync() if more else contextlib.nullcontext():
                     with autocast(device, self.amp_dtype):
                         logits = self.compiled_net(images)  # (size, classes)
@@ -298,7 +314,7 @@ class Trainer:
                 if world_size == 1:
                     raise  # to self.micro_batch, which repeats the step
                 raise UserError(  # the other ranks are waiting for this step's gradients
-                    f"GPU out of memory with {min(size, len(stems))} clips per forward pass; set "
+                    f"GPU out of memory with {min(size, len(inputs))} clips per forward pass; set "
                     "MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
                 ) from None
             if not compiled:
@@ -307,7 +323,7 @@ class Trainer:
         log.warning("COMPILE=True: torch.compile failed (%s); training continues without", reason)
         self.compiled_net = self.ddp_net
         images = mixed = logits = part_loss = None  # frees the failed step's memory
-        return self._train_step(positions, stems, batch_clips, size)
+        return self._train_step(positions, inputs, batch_clips, size)
 
     def _optimizer_step(self):
         """Clips the gradients and takes the optimiser's step; returns their norm before that.
