@@ -6,7 +6,10 @@ data augmentation on mel spectrograms compare Schlueter and Grill, "Exploring Da
 Improved Singing Voice Detection with Neural Networks", ISMIR 2015.
 """
 
+import concurrent.futures
+import functools
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +59,13 @@ class Frontend:
             device=device if device.type == "cuda" else "cpu",  # MPS has no float64
         )
         self.filters = self._mel_filters(semitones=0.0)
+        # A CPU computes the channels in threads of one core each, which do not wait for each other
+        # after every operation, as PyTorch's own do. A GPU takes them together: larger kernels.
+        self.pool = None
+        if device.type == "cpu":
+            self.pool = concurrent.futures.ThreadPoolExecutor(
+                torch.get_num_threads(), initializer=use_one_core
+            )
 
     def state(self) -> dict[str, Any]:
         """The settings and channel statistics that a saved model needs, as plain values."""
@@ -108,7 +118,13 @@ class Frontend:
         filters = (
             self.filters if params.semitones == 0 else self._mel_filters(semitones=params.semitones)
         )
-        power = mel_power(waves, filters=filters, window=self.window, hop_length=hop_length)
+        to_mel = functools.partial(
+            mel_power, filters=filters, window=self.window, hop_length=hop_length
+        )
+        if self.pool:
+            power = torch.cat(list(self.pool.map(to_mel, waves.split(1))))
+        else:
+            power = to_mel(waves)
         db = power_to_db(power, reference=features.db_reference, top_db=features.top_db)
         channels = len(features.channel_names)  # CHANNELS, repeated in turn
         repeats = -(-channels // len(db))
@@ -182,17 +198,17 @@ def mel_filters(
 
 
 def group_bands(filters: torch.Tensor, size: int) -> MelFilters:
-    """`filters` (n_mels, bins) in groups of `size` bands: [(bins, filters (those bins, bands))].
+    """`filters` (n_mels, bins) in groups of `size` bands: [(bins, filters (size, those bins))].
 
     The bins of a group are a slice: all, if there is one group, else those that it covers.
     """
     if size >= len(filters):
-        return [(slice(None), filters.T)]
+        return [(slice(None), filters)]
     groups = []
     for group in filters.split(size):
         covered = group.any(0).nonzero()[:, 0].tolist()
         bins = slice(covered[0], covered[-1] + 1) if covered else slice(0)
-        groups.append((bins, group[:, bins].T.contiguous()))
+        groups.append((bins, group[:, bins].contiguous()))
     return groups
 
 
@@ -207,17 +223,15 @@ def mel_power(
     n_fft = len(window)
     padded = torch.nn.functional.pad(waves, (n_fft // 2, n_fft // 2))
     frames = padded.unfold(1, n_fft, hop_length)  # (C, frames, n_fft), a view
+    power = waves.new_empty(*frames.shape[:2], n_fft // 2 + 1)
     # A CPU takes as many at once as its cache holds, a GPU all: fewer and larger kernels.
-    on_cpu = waves.device.type == "cpu"
-    at_once = max(1, FRAMES_AT_ONCE // len(waves)) if on_cpu else frames.shape[1]
-    mel = []
-    for part in frames.split(at_once, dim=1):
-        spectra = torch.fft.rfft(part * window)  # (C, frames, n_fft // 2 + 1)
+    at_once = FRAMES_AT_ONCE if waves.device.type == "cpu" else frames.shape[1]
+    for part, part_power in zip(frames.split(at_once, 1), power.split(at_once, 1), strict=True):
+        spectra = torch.fft.rfft(part * window)
         squares = torch.view_as_real(spectra).square_()
-        power = squares[..., 0] + squares[..., 1]
-        bands = torch.cat([power[..., bins] @ group for bins, group in filters], dim=-1)
-        mel.append(bands.transpose(1, 2))
-    return torch.cat(mel, dim=2)
+        torch.add(squares[..., 0], squares[..., 1], out=part_power)
+    power = power.transpose(1, 2)  # (C, bins, frames)
+    return torch.cat([group @ power[:, bins] for bins, group in filters], dim=1)
 
 
 def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:
@@ -260,6 +274,16 @@ def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> N
     """Sets a band of `image` to 0 in place; `mask` is (start, width) as fractions of the axis."""
     start, width = (round(fraction * image.shape[axis]) for fraction in mask)
     image.narrow(axis, start, min(width, image.shape[axis] - start)).zero_()
+
+
+def use_one_core() -> None:
+    """Limits PyTorch's operations in this thread to one core; other threads stay as they are."""
+    default = torch.get_num_threads()
+    if default > 1:
+        torch.set_num_threads(1)  # of this thread, and of all that start later, so set it back
+        set_back = threading.Thread(target=torch.set_num_threads, args=(default,))
+        set_back.start()
+        set_back.join()
 
 
 class RunningStats:

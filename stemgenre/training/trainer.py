@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.features.augmentation import sample_params
-from stemgenre.features.log_mel import Frontend
+from stemgenre.features.log_mel import Frontend, use_one_core
 from stemgenre.features.windows import random_window
 from stemgenre.runtime import MicroBatch, Runtime, derive_seed, is_out_of_memory, to_device
 from stemgenre.settings import Settings
@@ -253,7 +253,7 @@ class Trainer:
 
         For the loader's threads on a CPU, where images are made while the network computes.
         """
-        torch.set_num_threads(1)  # of this thread: there is one for each core
+        use_one_core()  # there is a thread for each
         image = self.frontend([stems], [self._sample_params(position)])
         return image.to(memory_format=torch.channels_last)
 
