@@ -5,7 +5,6 @@ belong to, `fingerprint` and `wave`, with which duplicates are found and confirm
 """
 
 import contextlib
-import functools
 import json
 import zipfile
 from collections.abc import Callable, Iterable
@@ -15,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyloudnorm
-from scipy import fft
 from tqdm import tqdm
 
 from stemgenre.data import audio
@@ -33,20 +31,8 @@ FRAME_SECONDS = 0.05  # of such a frame
 CLIPPING_THRESHOLD = 0.999  # of full scale; three samples in a row beyond it are clipped
 MAX_LOUDNESS_SECONDS = 120.0  # of a file, from its beginning; bounds the memory of a thread
 MIN_FILTER_RATE = 8000  # Hz: the loudness filter's shelf at 1.7 kHz must lie below half the rate
-K_WEIGHTING = (  # gain in dB, Q, Hz, and kind of pyloudnorm's filters: BS.1770's at any rate
-    (3.99984385397, 0.7071752369554193, 1681.9744509555319, "high_shelf_DeMan"),
-    (0.0, 0.5003270373253953, 38.13547087613982, "high_pass_DeMan"),
-)
-SETTLING_SECONDS = 0.1  # after which the impulse response of K_WEIGHTING is below -200 dB
-SEGMENT_SECONDS = 1.0  # filtered by one FFT, with the settling time before it
-SEGMENTS = 16  # filtered at once: more is slower, and memory does not grow with the clip
 GATING_SECONDS = 0.4  # block length of BS.1770; of shorter clips, the whole clip
-BLOCK_OVERLAP = 4  # blocks that contain each sample
-ABSOLUTE_GATE = -70.0  # LUFS; quieter blocks do not count
-RELATIVE_GATE = 0.1  # of the mean power of the others; weaker blocks do not count
-LOUDNESS_OFFSET = -0.691  # dB: a sine of 997 Hz at full scale in one channel has -3.01 LUFS
 FULL_RANGE_CHANNELS = [0, 1, 2, 4, 5]  # of 5.1 and more: BS.1770 leaves out the LFE
-CHANNEL_GAINS = (1.0, 1.0, 1.0, 1.41, 1.41)  # left, right, centre, surround
 STAT_COLUMNS = (
     "seconds",
     "sample_rate",
@@ -216,56 +202,18 @@ def integrated_loudness(wave: np.ndarray, rate: int) -> float:
     """LUFS of `wave`, (channels, samples) at `rate` Hz, by ITU-R BS.1770-4; -inf for silence.
 
     A mono file counts as one channel, as in the standard. A clip shorter than a gating block is
-    measured as one block. pyloudnorm's Meter with the same filters gives the same, slowly: it
-    filters sample by sample in float64.
+    measured as one block.
     """
     if rate < MIN_FILTER_RATE:
         wave = audio.resample(wave, from_rate=rate, to_rate=MIN_FILTER_RATE)
         rate = MIN_FILTER_RATE
+    meter = pyloudnorm.Meter(
+        rate,
+        filter_class="DeMan",  # the standard's filters at any rate; the default is up to 0.2 dB off
+        block_size=min(GATING_SECONDS, 0.999 * wave.shape[1] / rate),
+    )
     channels = wave[FULL_RANGE_CHANNELS] if len(wave) > 5 else wave
-    seconds = wave.shape[1] / rate
-    block_seconds = min(GATING_SECONDS, 0.999 * seconds)
-    step = block_seconds / BLOCK_OVERLAP
-    blocks = round((seconds - block_seconds) / step) + 1
-    edges = np.round(np.arange(blocks + BLOCK_OVERLAP) * step * rate).astype(int)
-    power = np.zeros(len(edges) - 1)
-    for channel, gain in zip(channels, CHANNEL_GAINS, strict=False):
-        power += gain * _weighted_energy(channel, rate, edges)
-    power = np.convolve(power, np.ones(BLOCK_OVERLAP), mode="valid") / (block_seconds * rate)
-    power = power[power >= 10 ** ((ABSOLUTE_GATE - LOUDNESS_OFFSET) / 10)]
-    if not len(power):
-        return -np.inf
-    return LOUDNESS_OFFSET + 10 * np.log10(power[power > RELATIVE_GATE * power.mean()].mean())
-
-
-def _weighted_energy(channel, rate, edges):
-    """The K-weighted energy of (samples,) between every two `edges`, by overlap-save."""
-    settling = round(SETTLING_SECONDS * rate)
-    size = fft.next_fast_len(settling + round(SEGMENT_SECONDS * rate), real=True)
-    step, response = size - settling, _k_weighting(rate, size)
-    count = -(-len(channel) // step)
-    padded = np.zeros(settling + count * step, np.float32)
-    padded[settling : settling + len(channel)] = channel
-    segments = np.lib.stride_tricks.sliding_window_view(padded, size)[::step]
-    squares = np.zeros((count, step), np.float32)
-    for begin in range(0, count, SEGMENTS):
-        part = slice(begin, begin + SEGMENTS)
-        filtered = fft.irfft(fft.rfft(segments[part]) * response, size)[:, settling:]
-        np.square(filtered, out=squares[part])
-    squares = squares.reshape(-1)[: len(channel)]
-    squares = np.pad(squares, (0, max(0, edges[-1] - len(squares))))[: edges[-1]]
-    return np.add.reduceat(squares, edges[:-1], dtype=np.float64)
-
-
-@functools.lru_cache(maxsize=8)
-def _k_weighting(rate, size):
-    """The frequency response of K_WEIGHTING at the bins of a real FFT, complex64."""
-    delay = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # of a sample
-    response = np.ones(len(delay), complex)
-    for *shape, kind in K_WEIGHTING:
-        biquad = pyloudnorm.IIRfilter(*shape, rate, kind)
-        response *= np.polyval(biquad.b[::-1], delay) / np.polyval(biquad.a[::-1], delay)
-    return response.astype(np.complex64)
+    return float(meter.integrated_loudness(channels.T))
 
 
 def count_clipped(block: np.ndarray) -> int:
