@@ -31,6 +31,7 @@ from stemgenre.demo.synth import render
 from stemgenre.demo.variation import PLAIN, Variation
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write, sha256
+from stemgenre.prefetch import prefetch_map
 from stemgenre.runtime import Runtime
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import FeatureSettings
@@ -55,6 +56,7 @@ FORMAT_VERSION = 1  # to be raised whenever the same parameters would give other
 MANIFEST_NAME = "demo.json"  # the parameters of the demo, and whether it was written to the end
 HASHES_NAME = "demo.sha256"  # of every file the demo wrote, as sha256sum lists them
 MASTERS = ("train_master.tsv", "label_master.tsv", "sample_submit.tsv", "test_master.tsv")
+THREADS = 2  # that synthesise, while another one waits for the disk
 FOLDERS_PER_SPLIT = 2  # train_sound_1, train_sound_2, test_sound_1, ...
 LENGTH_VARIATION = 0.06  # clips are up to this fraction longer or shorter than `seconds`
 
@@ -161,10 +163,17 @@ def write_demo(
     _write_manifest(data_dir, manifest, complete=False)
     for name, text in tables.items():
         _write_file(data_dir, name, text.encode())
-    for clip in tqdm([*train, *test], desc="synthesising the demo", unit="clip"):
-        if should_stop():
-            return
-        _write_clip(data_dir, clip, sr=sr, cache=cache)
+    clips = [*train, *test]
+    rendered = prefetch_map(
+        lambda clip: _render(clip, sr=sr), clips, threads=THREADS, depth=4 * THREADS
+    )
+    with contextlib.closing(rendered):
+        for clip, stems in tqdm(
+            rendered, total=len(clips), desc="synthesising the demo", unit="clip"
+        ):
+            if should_stop():
+                return
+            _write_clip(data_dir, clip, stems.result(), sr=sr, cache=cache)
     _write_manifest(data_dir, manifest, complete=True)
 
 
@@ -284,11 +293,15 @@ def _write_file(data_dir: Path, name: Path | str, content: bytes) -> None:
         file.write(content)
 
 
-def _write_clip(data_dir: Path, clip: DemoClip, *, sr: int, cache: StemCache) -> None:
+def _render(clip: DemoClip, *, sr: int) -> np.ndarray:
+    """The stems of a clip, (4, samples) float32."""
+    return render(clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr, variation=clip.variation)
+
+
+def _write_clip(
+    data_dir: Path, clip: DemoClip, stems: np.ndarray, *, sr: int, cache: StemCache
+) -> None:
     """Writes the mix as 16-bit .au and the stems to the cache."""
-    stems = render(  # (4, T) float32
-        clip.genre, seed=clip.seed, seconds=clip.seconds, sr=sr, variation=clip.variation
-    )
     mix = io.BytesIO()  # soundfile does not report a failed write, for example on a full disk
     soundfile.write(mix, stems.sum(axis=0), sr, format="AU", subtype="PCM_16")
     _write_file(data_dir, clip.path, mix.getvalue())
