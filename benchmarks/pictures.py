@@ -33,7 +33,7 @@ from stemgenre.training.inference import load_models
 ROOT = Path(__file__).parents[1]
 DATA, RUN, PICTURES = ROOT / "data" / "demo", ROOT / "runs" / "demo", ROOT / "docs" / "pictures"
 CLIP = "train_1"
-IMG_SIZE = 256  # pixels: the demo's own 72 are too few to look at
+IMG_SIZE = 256  # pixels: the demo's own 64 are too few to look at
 EDA_SECTION = "One clip of each genre"  # of eda.py's page; the picture is of its first genre
 PAGE_WIDTH = 1100  # pixels of the browser's window
 WEBP = {"format": "webp", "quality": 85}  # a third of a PNG's size, letters still sharp

@@ -349,7 +349,8 @@ def test_no_step_of_a_run_needs_float64_on_the_device(finished_run, small_settin
         monkeypatch.setattr(f"stemgenre.training.{module}.to_device", to_device)
     out = run_training(small_settings())
     assert len(on_device) > 30, "every clip's stems, in every stage"
-    assert_same_run(out, run_results(finished_run))
+    metrics, expected = run_results(out)[1], run_results(finished_run)[1]
+    pd.testing.assert_frame_equal(metrics, expected, rtol=1e-3)  # the network ran on OnMps, too
 
 
 def test_the_script_stops_on_a_signal_and_says_how_to_resume(small_data, tmp_path):
