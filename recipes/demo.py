@@ -1,4 +1,4 @@
-"""python train.py --demo: a synthesised competition, with nothing to download. About two minutes."""
+"""python train.py --demo: a synthesised competition, nothing to download. About two minutes."""
 
 DATA_DIR = "data/demo"
 OUTPUT_DIR = "runs/demo"
