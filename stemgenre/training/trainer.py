@@ -192,7 +192,7 @@ class Trainer:
                 augment=self.settings.augment,
                 seed=seed,
                 epoch=state.epoch,
-                **({"prepare": self._image} if device.type == "cpu" else {}),
+                prepare=self._prepare,
             ),
             initial=state.step,
             total=len(batches),
@@ -248,11 +248,13 @@ class Trainer:
             clip_index=self.clip_indices[position],
         )
 
-    def _image(self, position, stems):
-        """The image (1, C, height, width), in this epoch, of the training clip at row `position`.
+    def _prepare(self, position, stems):
+        """What the loader's threads make of a training clip's stems: on a GPU, nothing.
 
-        For the loader's threads on a CPU, where images are made while the network computes.
+        On a CPU, the clip's image of this epoch, (1, C, height, width), while the network computes.
         """
+        if self.runtime.device.type != "cpu":
+            return stems
         use_one_core()  # there is a thread for each
         image = self.frontend([stems], [self._sample_params(position)])
         return image.to(memory_format=torch.channels_last)
@@ -265,7 +267,7 @@ class Trainer:
     def _train_step(self, positions, inputs, batch_clips, size):
         """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
 
-        `inputs` are the clips' stems, but on a CPU their images, which the loader's threads made.
+        `inputs` are what _prepare() made of the clips' stems.
         In micro-batches of at most `size` clips. If it fails, because memory runs out or
         torch.compile does not work here, it leaves everything as it was and can be repeated.
         """
