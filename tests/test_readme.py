@@ -53,7 +53,8 @@ def spans(text):
 
 def commands(text):
     """Command lines that run a script of ours, as lists of words from the script on."""
-    lines = [line for fence in FENCE.findall(text) for line in fence.splitlines()]
+    fences = [fence.replace("\\\n", " ") for fence in FENCE.findall(text)]  # continued lines
+    lines = [line for fence in fences for line in fence.splitlines()]
     for line in [*lines, *spans(text)]:
         for command in re.findall(r"(?:^|&& )((?:python|torchrun) .*?\.py\b.*)", line):
             words = shlex.split(command)
