@@ -228,6 +228,16 @@ def check_shared_folders(*folders: Path | str, runtime: Runtime) -> None:
             )
 
 
+def use_one_core() -> None:
+    """Limits PyTorch's operations in this thread to one core; other threads stay as they are."""
+    default = torch.get_num_threads()
+    if default > 1:
+        torch.set_num_threads(1)  # of this thread, and of all that start later, so set it back
+        set_back = threading.Thread(target=torch.set_num_threads, args=(default,))
+        set_back.start()
+        set_back.join()
+
+
 def thread_count(machine: MachineSettings) -> int:
     """NUM_THREADS as a number: auto is one per core this process may use, at most 8."""
     if machine.num_threads != "auto":

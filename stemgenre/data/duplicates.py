@@ -92,6 +92,7 @@ def _candidates(
     size = fft.next_fast_len(2 * int(longest), real=True)
     spectra = torch.fft.rfft(stack, size).permute(2, 0, 1).contiguous()  # (frequencies, N, bands)
     norms = _OverlapNorms(stack, lengths, size)
+    order = norms.lags.argsort()
     stop = len(fingerprints) if num_queries is None else num_queries
     for start in range(0, stop, ROWS):
         first_other = start if num_queries is None else num_queries
@@ -104,7 +105,6 @@ def _candidates(
             correlation = norms.normalise(products[begin - first_other :], number)
             best = correlation.amax(1) if len(correlation) else torch.empty(0)
             for other in (best > threshold).nonzero().flatten().tolist():
-                order = norms.lags.argsort()
                 lags = norms.lags[order[_peaks(correlation[other][order], threshold)]]
                 offsets = (lags * HOP_LENGTH / SAMPLE_RATE).tolist()
                 found.append((number, begin + other, offsets))

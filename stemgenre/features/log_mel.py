@@ -9,7 +9,6 @@ Improved Singing Voice Detection with Neural Networks", ISMIR 2015.
 import concurrent.futures
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import librosa
 import torch
 
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
-from stemgenre.runtime import to_device
+from stemgenre.runtime import to_device, use_one_core
 from stemgenre.settings import STEMS, FeatureSettings
 
 ChannelStats = tuple[Sequence[float], Sequence[float]]  # mean and std in dB of each channel
@@ -274,16 +273,6 @@ def mask_axis(image: torch.Tensor, mask: tuple[float, float], *, axis: int) -> N
     """Sets a band of `image` to 0 in place; `mask` is (start, width) as fractions of the axis."""
     start, width = (round(fraction * image.shape[axis]) for fraction in mask)
     image.narrow(axis, start, min(width, image.shape[axis] - start)).zero_()
-
-
-def use_one_core() -> None:
-    """Limits PyTorch's operations in this thread to one core; other threads stay as they are."""
-    default = torch.get_num_threads()
-    if default > 1:
-        torch.set_num_threads(1)  # of this thread, and of all that start later, so set it back
-        set_back = threading.Thread(target=torch.set_num_threads, args=(default,))
-        set_back.start()
-        set_back.join()
 
 
 class RunningStats:

@@ -19,9 +19,16 @@ from tqdm import tqdm
 
 from stemgenre.errors import Interrupted, UserError, first_line
 from stemgenre.features.augmentation import sample_params
-from stemgenre.features.log_mel import Frontend, use_one_core
+from stemgenre.features.log_mel import Frontend
 from stemgenre.features.windows import random_window
-from stemgenre.runtime import MicroBatch, Runtime, derive_seed, is_out_of_memory, to_device
+from stemgenre.runtime import (
+    MicroBatch,
+    Runtime,
+    derive_seed,
+    is_out_of_memory,
+    to_device,
+    use_one_core,
+)
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint, optimisation
 from stemgenre.training.checkpoint import TrainState
