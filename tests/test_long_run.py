@@ -19,5 +19,5 @@ def test_fifteen_epochs_leave_no_file_open_and_hardly_grow(small_settings, monke
     monkeypatch.setattr(Trainer, "on_step", watch)
     run_training(small_settings("EPOCHS=15", "PATIENCE=15"))
     assert len(memory) == 45
-    assert files[-3] == files[3]
+    assert min(files[30:]) <= min(files[:15])  # a clip is being read now and then
     assert max(memory[30:]) < 1.05 * max(memory[:15])

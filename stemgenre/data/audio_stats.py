@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyloudnorm
+from scipy import signal
 from tqdm import tqdm
 
 from stemgenre.data import audio
@@ -207,13 +208,14 @@ def integrated_loudness(wave: np.ndarray, rate: int) -> float:
     if rate < MIN_FILTER_RATE:
         wave = audio.resample(wave, from_rate=rate, to_rate=MIN_FILTER_RATE)
         rate = MIN_FILTER_RATE
-    meter = pyloudnorm.Meter(
-        rate,
-        filter_class="DeMan",  # the standard's filters at any rate; the default is up to 0.2 dB off
-        block_size=min(GATING_SECONDS, 0.999 * wave.shape[1] / rate),
-    )
     channels = wave[FULL_RANGE_CHANNELS] if len(wave) > 5 else wave
-    return float(meter.integrated_loudness(channels.T))
+    # "DeMan" has the standard's filters at any rate; the default is up to 0.2 dB off.
+    filters = pyloudnorm.Meter(rate, filter_class="DeMan")._filters.values()
+    sections = np.array([[*section.b, *section.a] for section in filters])
+    weighted = signal.sosfilt(sections, channels)  # in one pass, which takes half of the meter's
+    block_size = min(GATING_SECONDS, 0.999 * wave.shape[1] / rate)
+    meter = pyloudnorm.Meter(rate, filter_class="custom", block_size=block_size)
+    return float(meter.integrated_loudness(weighted.T))
 
 
 def count_clipped(block: np.ndarray) -> int:

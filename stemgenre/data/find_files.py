@@ -147,9 +147,10 @@ def stem_files(song: Path | str) -> dict[str, Path]:
     return {stem: path for stem, (path,) in found.items()}
 
 
-def is_song(path: Path) -> bool:
+def is_song(path: Path | str) -> bool:
     """Whether a clip is a folder of stems; files of AUDIO_SUFFIXES are not looked at."""
-    return not path.name.lower().endswith(AUDIO_SUFFIXES) and path.is_dir()
+    text = os.fspath(path)
+    return not text.lower().endswith(AUDIO_SUFFIXES) and os.path.isdir(text)  # noqa: PTH112
 
 
 def clip_sha256(path: Path | str, hash_file: Callable[[Path | str], str] = sha256) -> str:
