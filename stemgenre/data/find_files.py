@@ -147,10 +147,9 @@ def stem_files(song: Path | str) -> dict[str, Path]:
     return {stem: path for stem, (path,) in found.items()}
 
 
-def is_song(path: Path | str) -> bool:
+def is_song(path: Path) -> bool:
     """Whether a clip is a folder of stems; files of AUDIO_SUFFIXES are not looked at."""
-    text = os.fspath(path)
-    return not text.lower().endswith(AUDIO_SUFFIXES) and os.path.isdir(text)  # noqa: PTH112
+    return not path.name.lower().endswith(AUDIO_SUFFIXES) and path.is_dir()
 
 
 def clip_sha256(path: Path | str, hash_file: Callable[[Path | str], str] = sha256) -> str:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from stemgenre.data.find_files import is_song
 from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes, clip_bytes, file_state
 from stemgenre.errors import ClipError, UserError, first_line
 from stemgenre.files import NPY_HEADER_LOCK, atomic_write
@@ -120,7 +119,8 @@ class StemCache:
 
     def _model_for(self, source):
         """What the meta of the clip's entry has as its model."""
-        return OWN_STEMS if self.waves == STEMS and is_song(source) else self.model
+        own = self.waves == STEMS and os.path.isdir(source)  # noqa: PTH112 half Path's time
+        return OWN_STEMS if own else self.model
 
     def made_by(self, clip: str) -> str | None:
         """The model that a clip's entry was made with; None if there is none or it is damaged."""
@@ -136,7 +136,7 @@ class StemCache:
 
         A file without a header that libsndfile reads has an unknown length, which nothing fits.
         """
-        if is_song(source):  # no older pipeline knew it
+        if os.path.isdir(source):  # noqa: PTH112 a song's folder: no older pipeline knew it
             return False
         from stemgenre.data import audio  # only here: the export needs neither it nor librosa
 
