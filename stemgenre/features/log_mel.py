@@ -120,14 +120,16 @@ class Frontend:
         to_mel = functools.partial(
             mel_power, filters=filters, window=self.window, hop_length=hop_length
         )
-        if self.pool:
-            power = torch.cat(list(self.pool.map(to_mel, waves.split(1))))
+        if self.pool:  # unless this thread has one core, as the loader's: others have other clips
+            map_channels = self.pool.map if torch.get_num_threads() > 1 else map
+            power = torch.cat(list(map_channels(to_mel, waves.split(1))))
         else:
             power = to_mel(waves)
         db = power_to_db(power, reference=features.db_reference, top_db=features.top_db)
         channels = len(features.channel_names)  # CHANNELS, repeated in turn
-        repeats = -(-channels // len(db))
-        return db.repeat(repeats, 1, 1)[:channels, :, : self.frames]
+        if len(db) != channels:
+            db = db[[i % len(db) for i in range(channels)]]
+        return db[:, :, : self.frames]
 
     def needed_samples(self, params: AugmentParams) -> int:
         """Samples of a clip that its image covers: CLIP_SECONDS at the augmented tempo."""
