@@ -38,11 +38,15 @@ CONTROL = re.compile(CONTROL_CHARACTER.pattern + "|[\ud800-\udfff]")  # and byte
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An ArgumentParser whose --help ends with every setting, its value and its comment."""
-    return argparse.ArgumentParser(
-        description=description,
-        epilog=f"settings, from config.py; KEY=VALUE sets one for this run:\n{settings_help()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self):
+        """The help; the settings take 0.1 s, and are only described when they are asked for."""
+        settings = settings_help()
+        self.epilog = f"settings, from config.py; KEY=VALUE sets one for this run:\n{settings}"
+        return super().format_help()
 
 
 def parse_settings(words: list[str], *, demo: bool = False) -> Settings:

@@ -10,11 +10,13 @@ another signal's number.
 import ctypes
 import fnmatch
 import functools
+import gc
 import itertools
 import multiprocessing.forkserver
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,7 +31,7 @@ MAX_BYTES = 10  # that a file may have on the full disk
 TIMEOUT_SECONDS = 120
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = (
-    "helpers", "sklearn.model_selection", "demucs.htdemucs", "julius", "librosa.core",
+    "helpers", "sklearn.model_selection", "demucs.htdemucs", "julius", "librosa.core.convert",
     "stemgenre.data.competition", "stemgenre.demo.demo", "stemgenre.separation.separate",
     "stemgenre.submission",
 )  # fmt: skip
@@ -45,41 +47,74 @@ def start_server():
         multiprocessing.forkserver.ensure_running()
 
 
-def run(
-    overrides, *, at=None, action=KILL, count=1, with_report=False, as_user=False, backwards=False
-):
-    """(exit code, output) of train.py, with an action at the `count`-th event `at`.
+class Forked:
+    """train.py, forked from the server, with an action at the `count`-th event `at`.
 
     `as_user`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
-    back whenever it is read.
+    back whenever it is read. `max_images`: a forward pass on more runs out of memory.
+    `environment`: further variables, of torchrun for example.
     """
-    start_server()
-    reader, writer = CONTEXT.Pipe(duplex=False)
-    options = (at, action, count, with_report, as_user, backwards)
-    process = CONTEXT.Process(target=_run, args=(overrides, writer, *options))
-    process.start()
-    writer.close()
-    hung = threading.Event()
-    timer = threading.Timer(TIMEOUT_SECONDS, lambda: (hung.set(), process.kill()))
-    timer.start()
-    parts = []
-    while part := os.read(reader.fileno(), 2**16):
-        parts.append(part)
-    process.join()
-    timer.cancel()
-    if hung.is_set():
-        raise TimeoutError(f"a run has not ended within {TIMEOUT_SECONDS} s")
-    return process.exitcode, b"".join(parts).decode()
+
+    def __init__(
+        self, overrides, *, at=None, action=KILL, count=1, with_report=False, as_user=False,
+        backwards=False, max_images=None, environment=None,
+    ):  # fmt: skip
+        start_server()
+        self._reader, writer = CONTEXT.Pipe(duplex=False)
+        options = (at, action, count, with_report, as_user, backwards, max_images, environment)
+        self.process = CONTEXT.Process(target=_run, args=(overrides, writer, *options))
+        self.process.start()
+        writer.close()
+
+    def wait(self):
+        """(exit code, output) of the process once it has ended."""
+        hung = threading.Event()
+        timer = threading.Timer(TIMEOUT_SECONDS, lambda: (hung.set(), self.process.kill()))
+        timer.start()
+        parts = []
+        while part := os.read(self._reader.fileno(), 2**16):
+            parts.append(part)
+        self.process.join()
+        timer.cancel()
+        if hung.is_set():
+            raise TimeoutError(f"a run has not ended within {TIMEOUT_SECONDS} s")
+        return self.process.exitcode, b"".join(parts).decode()
 
 
-def _run(overrides, console, at, action, count, with_report, as_user, backwards):
+def run(overrides, **options):
+    """(exit code, output) of a Forked."""
+    return Forked(overrides, **options).wait()
+
+
+def start_two(overrides, **options):
+    """Two processes of one run, as torchrun starts them; {rank} in a word is the process's rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    job = {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    job |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        Forked(
+            [word.replace("{rank}", rank) for word in map(str, overrides)],
+            environment=job | {"RANK": rank, "LOCAL_RANK": rank},
+            **options,
+        )
+        for rank in "01"
+    ]
+
+
+def _run(
+    overrides, console, at, action, count, with_report, as_user, backwards, max_images, environment
+):
+    gc.freeze()  # the collector would copy every page of what the server has imported
     os.chdir(ROOT)
+    os.environ.update(environment or {})
     for descriptor in (1, 2):
         os.dup2(console.fileno(), descriptor)
     console.close()
 
     import torch
-    from helpers import NoReport, use_tiny_backbone
+    from helpers import NoReport, limit_images, use_tiny_backbone
 
     import train
     from stemgenre import cli
@@ -87,6 +122,8 @@ def _run(overrides, console, at, action, count, with_report, as_user, backwards)
 
     torch.set_num_threads(1)  # the same number of threads gives the same bits
     use_tiny_backbone()
+    if max_images:
+        limit_images(max_images)
     if not with_report:
         report.Report = NoReport
     counter = itertools.count(1)

@@ -6,8 +6,9 @@ import os
 import time
 import zipfile
 
+import kill_points
 import pytest
-from helpers import put_audio, put_table, run_python
+from helpers import put_audio, put_table
 
 from stemgenre.data.competition import load_competition
 from stemgenre.errors import UserError
@@ -350,9 +351,8 @@ def test_control_characters_in_names_do_not_reach_the_terminal_or_the_log(tmp_pa
     data, out = tmp_path / "data", tmp_path / "out"
     put_audio(data / "blues" / "1.wav", data / "ro\x1b[31mck" / "1.wav")
     (data / "\x1b[2J\x9b2Jgone").symlink_to(data / "gone")
-    done = run_python("train.py", f"DATA_DIR={data}", f"OUTPUT_DIR={out}", "DEVICE=cpu")
-    assert done.returncode == 2
-    printed = done.stdout + done.stderr
+    code, printed = kill_points.run([f"DATA_DIR={data}", f"OUTPUT_DIR={out}", "DEVICE=cpu"])
+    assert code == 2
     for text in (printed, (out / "train_log.txt").read_text(encoding="utf-8")):
         assert r"\x1b[2J\x9b2Jgone is a link to" in text
         assert "rename" in text and r"ro\x1b[31mck" in text

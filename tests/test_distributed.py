@@ -1,7 +1,7 @@
 """Two processes do one process's work: the same clips and augmentation; one that dies ends all.
 
-Two launches of torchrun in all. The first trains from scratch, separation included, until one of
-its two processes is killed. The second resumes what one process began, and ends as if that had.
+torchrun trains from scratch, separation included, until one of its two processes is killed. The
+others are forked as torchrun starts them: two resume what one process began, and end as that does.
 """
 
 import os
@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import SMALL_RUN
 from helpers import ROOT, run_training
+from kill_points import start_two
 
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
@@ -38,14 +39,14 @@ def overrides(small_data, tiny_repo, tmp_path_factory):
     ]  # fmt: skip
 
 
-def start_two(*words, **environment):
+def start_torchrun(*words):
     """train.py, started by torchrun as two processes."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/tiny_train.py"]
     return subprocess.Popen(
         [sys.executable, *torchrun, *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,11 +60,19 @@ def workers_of(process):
     return [int(pid) for pid in children.read_text().split()]
 
 
+def output_of(ranks):
+    """What two processes that ended well have printed."""
+    ended = [rank.wait() for rank in ranks]
+    output = "".join(output for _, output in ended)
+    assert [code for code, _ in ended] == [0, 0], output
+    return output
+
+
 @pytest.fixture(scope="module")
 def killed(overrides, tmp_path_factory):
     """(output folder, exit code, output) of two processes, one killed after an epoch or more."""
     out = tmp_path_factory.mktemp("killed")
-    process = start_two(*overrides, f"OUTPUT_DIR={out}", "EPOCHS=9999", "PATIENCE=9999")
+    process = start_torchrun(*overrides, f"OUTPUT_DIR={out}", "EPOCHS=9999", "PATIENCE=9999")
     deadline = time.monotonic() + 240
     while not (out / "checkpoint.pth").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -80,10 +89,9 @@ def both(overrides, killed, tmp_path_factory):
     run_training(load_settings([*settings, "EPOCHS=1"]))
     shutil.copytree(one, two)
     resume = ("EPOCHS=2", "RESUME_FROM_CHECKPOINT=True")
-    process = start_two(*overrides, f"OUTPUT_DIR={two}", *resume, MAX_IMAGES="4")
+    ranks = start_two([*overrides, f"OUTPUT_DIR={two}", *resume], max_images=4)
     run_training(load_settings([*settings, *resume]))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    output = output_of(ranks)
     assert "resumed from epoch 2, step 0" in output
     assert output.count("best epoch") == 1, "one process writes the log"
     assert "out of memory" not in output, "validation, too, takes half of BATCH_SIZE=8 per process"
@@ -139,10 +147,9 @@ def test_batchnorm_follows_the_clips_of_both_processes(small_data, tmp_path):
     """Weights that hardly move, and batches of equal halves: its input is that of one process."""
     overrides = [*SMALL_RUN, f"DATA_DIR={small_data}", "TEST_SIZE=0.33", "BATCH_SIZE=4"]
     overrides += ["EPOCHS=1", "LR=1e-30", "MIN_LR=0", "WEIGHT_DECAY=0"]
-    process = start_two(*overrides, f"OUTPUT_DIR={tmp_path / 'two'}")
+    ranks = start_two([*overrides, f"OUTPUT_DIR={tmp_path / 'two'}"])
     run_training(load_settings([*overrides, f"OUTPUT_DIR={tmp_path / 'one'}"]))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    output_of(ranks)
     one, two = (
         checkpoint.load(tmp_path / name / "checkpoint.pth", "checkpoint")["weights"]
         for name in ("one", "two")
@@ -153,9 +160,10 @@ def test_batchnorm_follows_the_clips_of_both_processes(small_data, tmp_path):
 
 
 def test_machines_that_share_no_file_system_are_named_at_the_start(overrides, tmp_path):
-    process = start_two(*overrides, f"OUTPUT_DIR={tmp_path}/{{rank}}")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode != 0
+    ranks = start_two([*overrides, f"OUTPUT_DIR={tmp_path}/{{rank}}"])
+    (code, output), (other_code, other_output) = (rank.wait() for rank in ranks)
+    assert code and other_code
+    output += other_output
     assert "process 1 of 2 does not see the files that process 0 writes to" in output
     assert "separat" not in output.split("does not see")[0], "before any work"
     assert 'Traceback (most recent call last):\n  File "train.py' not in output

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import soundfile
 from conftest import SMALL_RUN
-from helpers import put_table, run_python, run_training
+from helpers import put_table, run_training
+from kill_points import start_two
 
 from stemgenre.data import audio
 from stemgenre.data.competition import load_competition
@@ -331,10 +332,8 @@ def test_train_on_songs_and_separate_the_test_clips(data, fast_repo, tmp_path):
 
 def test_two_processes_cache_songs_and_mixes_once(data, tmp_path):
     words = [*SMALL_RUN, f"DATA_DIR={data}", f"OUTPUT_DIR={tmp_path}", "CHANNELS=mix", "EPOCHS=1"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/tiny_train.py"]
-    done = run_python(*torchrun, *words)
-    assert done.returncode == 0, done.stderr
-    assert "40 of 40 clips are to be decoded" in done.stderr + done.stdout
+    (code, output), (other_code, _) = [rank.wait() for rank in start_two(words)]
+    assert code == other_code == 0, output
+    assert "40 of 40 clips are to be decoded" in output
     assert len(list((data / "separated" / "mix").glob("*.npz"))) == 40
     assert len((tmp_path / "submit.csv").read_text().splitlines()) == 10
