@@ -10,7 +10,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import soundfile
 import torch
 from browser import browser  # noqa: F401  (a fixture)
 from demucs.htdemucs import HTDemucs
@@ -149,18 +148,3 @@ def copy_music(folder):
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
-
-
-@pytest.fixture(scope="session")
-def music_run(tmp_path_factory, tiny_repo):
-    """(DATA_DIR, OUTPUT_DIR) of a run on 6 s of the real clips, separated by the tiny Demucs."""
-    folder = tmp_path_factory.mktemp("real")
-    data, out = copy_music(folder / "music"), folder / "out"
-    for path in data.rglob("*.au"):
-        wave, rate = soundfile.read(path, stop=6 * soundfile.info(path).samplerate)
-        soundfile.write(path, wave, rate)
-    overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
-    overrides += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
-    overrides += ["SEPARATION_OVERLAP=0"]
-    run_training(load_settings(overrides), with_report=True)
-    return data, out

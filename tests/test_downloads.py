@@ -1,8 +1,9 @@
 """train.py --download-only: both models are fetched, and where they lie is said."""
 
+import kill_points
 import pytest
 import torch
-from helpers import run_python, tiny_backbone
+from helpers import tiny_backbone
 
 from stemgenre.downloads import download_models
 from stemgenre.errors import UserError
@@ -29,9 +30,9 @@ def test_a_model_that_cannot_be_loaded_is_the_message_of_a_run(tiny_repo, tmp_pa
 
 def test_a_run_that_needs_none_says_so_without_data(tmp_path):
     words = ["CHANNELS=mix", "PRETRAINED=False", "FREEZE_STAGES=0", f"DATA_DIR={tmp_path / 'no'}"]
-    done = run_python("train.py", "--download-only", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    code, output = kill_points.run(["--download-only", *words])
+    assert code == 0, output
+    assert output.splitlines() == [
         "CHANNELS=mix needs no Demucs model",
         "PRETRAINED=False needs no ImageNet weights",
     ]

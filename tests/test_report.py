@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from browser import open_page
-from conftest import SMALL_RUN
+from conftest import SMALL_RUN, copy_music
 from helpers import put_audio, put_table
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
@@ -69,6 +70,29 @@ def test_the_page_of_a_finished_run_is_complete(finished, browser, dark):
 def count_errors(out):
     table = pd.read_csv(out / "valid_predictions.csv")
     return int((table["label"] != table["predicted"]).sum())
+
+
+@pytest.fixture(scope="module")
+def music_run(tmp_path_factory, tiny_repo):
+    """(DATA_DIR, OUTPUT_DIR) of a run on 6 s of the real clips, separated by the tiny Demucs."""
+    folder = tmp_path_factory.mktemp("real")
+    data, out = copy_music(folder / "music"), folder / "out"
+    for path in data.rglob("*.au"):
+        wave, rate = soundfile.read(path, stop=6 * soundfile.info(path).samplerate)
+        soundfile.write(path, wave, rate)
+    overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
+    overrides += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
+    overrides += ["SEPARATION_OVERLAP=0"]
+    run(load_settings(overrides))
+    return data, out
+
+
+def test_real_recordings_are_separated_trained_on_and_submitted(music_run):
+    data, out = music_run
+    lines = (out / "submit.csv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [f"test_{i}.au" for i in range(6)]
+    assert len(list((data / "separated").glob("*.npz"))) == 23
+    assert len(pd.read_csv(out / "metrics.csv")) == 2
 
 
 def test_the_page_of_real_recordings_is_complete(music_run, browser):

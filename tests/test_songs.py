@@ -317,7 +317,7 @@ def data(tmp_path_factory, small_data):
 def test_train_on_songs_and_separate_the_test_clips(data, fast_repo, tmp_path):
     words = [f"DATA_DIR={data}", f"OUTPUT_DIR={tmp_path}", f"SEPARATION_REPO={fast_repo}"]
     settings = load_settings([*SMALL_RUN, "SEPARATION_MODEL=htdemucs", "EPOCHS=1", *words])
-    run_training(settings, with_report=True)
+    run_training(settings)
     assert len((tmp_path / "submit.csv").read_text().splitlines()) == 10
     made_by = pd.Series(
         {
