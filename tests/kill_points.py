@@ -62,7 +62,8 @@ class Forked:
         start_server()
         self._reader, writer = CONTEXT.Pipe(duplex=False)
         options = (at, action, count, with_report, as_user, backwards, max_images, environment)
-        self.process = CONTEXT.Process(target=_run, args=(overrides, writer, *options))
+        arguments = (overrides, writer, *options)
+        self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)  # ends with pytest
         self.process.start()
         writer.close()
 
