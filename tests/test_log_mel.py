@@ -3,6 +3,7 @@
 The error is the difference to the same score synthesised at that pitch and tempo.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import librosa
@@ -14,6 +15,7 @@ import torch
 from stemgenre.demo.synth import GENRES, render
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
 from stemgenre.features.log_mel import Frontend, RunningStats, add_noise, power_to_db, shift_wave
+from stemgenre.runtime import use_one_core
 from stemgenre.settings import FeatureSettings
 
 CPU = torch.device("cpu")
@@ -118,6 +120,22 @@ def test_an_image_does_not_depend_on_its_batch():
     images = frontend(clips, params)
     for image, clip, augment in zip(images, clips, params, strict=True):
         assert torch.equal(image, frontend([clip], [augment])[0])
+
+
+def test_an_image_does_not_depend_on_the_thread_that_computes_it():
+    """In training a thread of one core does, in validation the main thread and its helpers."""
+    clip = torch.tensor(synthesise("metal"))
+    params = AugmentParams(rate=1.1, noise_db=30.0, noise_seed=4, semitones=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        frontend = Frontend(FEATURES, device=CPU)
+        image = frontend([clip], [params])
+        with ThreadPoolExecutor(initializer=use_one_core) as pool:
+            other = pool.submit(frontend, [clip], [params]).result()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(image, other)
 
 
 def test_the_four_stems_are_augmented_alike():
