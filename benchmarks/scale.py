@@ -1,10 +1,10 @@
-"""What grows with the number of clips: checking the cache, memory of separation, epoch overhead.
+"""What grows with the number of clips: memory of separation, epoch overhead.
 
     python benchmarks/scale.py [--clips 100000] [--quick]
 
-Checks so many cached clips; separates 50 and 500 clips of one second with a
-tiny HTDemucs, each in a process of its own; and iterates over an epoch's batches without network or
-files. The last line is one JSON object.
+Separates 50 and 500 clips of one second with a tiny HTDemucs, each in a process of its own; and
+iterates over the batches of an epoch of so many clips without network or files. benchmarks/start.py
+has the check of the cache. The last line is one JSON object.
 """
 
 import argparse
@@ -24,7 +24,6 @@ import pandas as pd
 import soundfile
 from separation import save_network
 
-from stemgenre.data.competition import load_competition
 from stemgenre.features.augmentation import sample_params
 from stemgenre.runtime import start_runtime
 from stemgenre.separation.cache import StemCache
@@ -32,7 +31,6 @@ from stemgenre.separation.separate import separate_missing
 from stemgenre.settings import AugmentSettings, load_settings
 from stemgenre.training.stem_loader import epoch_batches
 
-MAX_LINKS = 50_000  # to one file: the sources are the same few, the entries each their own
 TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
 
 
@@ -50,47 +48,11 @@ def main():
     if options.quick:
         options.clips = 10_000
     few, many = 50, 150 if options.quick else 500
-    result = checking(options.clips) | {"epoch_overhead_seconds": epoch_overhead(options.clips)}
+    result = {"epoch_overhead_seconds": epoch_overhead(options.clips)}
     peaks = {count: separation_in_own_process(count) for count in (few, many)}
     result["separation_peak_gigabytes"] = peaks
     result["separation_peak_ratio"] = round(peaks[many] / peaks[few], 3)
     print(json.dumps({"clips": options.clips, **result}))
-
-
-def checking(count):
-    """Seconds to read the tables and to check that every clip is cached."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        cache = StemCache(folder / "separated", model="m", sample_rate=22050)
-        sounds = folder / "train_sound_1"
-        sounds.mkdir()
-        rows = ["file_name\tlabel_id"]
-        for i in range(count):
-            path = sounds / f"train_{i}.wav"
-            if i % MAX_LINKS == 0:
-                source = path
-                soundfile.write(source, np.full(100, 0.1), 22050)
-            else:
-                path.hardlink_to(source)
-            rows.append(f"{path.name}\t{i % 2}")
-        (folder / "train_master.tsv").write_text("\n".join(rows))
-        (folder / "label_master.tsv").write_text("label_name\tlabel_id\na\t0\nb\t1\n")
-        started = time.perf_counter()
-        clips = load_competition(folder, num_classes="auto", cache_dir=cache.folder).train
-        loaded = time.perf_counter()
-        for name, path in zip(clips["clip"], clips["path"], strict=True):
-            cache.write(name, np.zeros((4, 100), np.float32), path)
-        written = time.perf_counter()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        todo = [row for row in clips.itertuples() if not cache.is_current(row.clip, row.path)]
-        seconds = time.perf_counter() - written
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert not todo, f"{len(todo)} fresh entries are not current"
-    return {
-        "tables_seconds": round(loaded - started, 2),
-        "checking_seconds": round(seconds, 2),
-        "checking_megabytes": round(grown / 1e3, 1),
-    }
 
 
 def epoch_overhead(count):
