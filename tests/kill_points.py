@@ -1,4 +1,4 @@
-"""train.py in a process of its own to which something happens at a named event.
+"""train.py in a process of its own, to which something can happen at a named event.
 
 The events are what a run does to files (open:NAME, half:NAME in the middle of a write, replace:NAME
 written but not yet in its place, replaced:NAME just after, unlink:NAME, link:NAME) and its own
@@ -48,22 +48,14 @@ def start_server():
 
 
 class Forked:
-    """train.py, forked from the server, with an action at the `count`-th event `at`.
+    """train.py, forked from the server; the options are those of _run()."""
 
-    `as_user`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
-    back whenever it is read. `max_images`: a forward pass on more runs out of memory.
-    `environment`: further variables, of torchrun for example.
-    """
-
-    def __init__(
-        self, overrides, *, at=None, action=KILL, count=1, with_report=False, as_user=False,
-        backwards=False, max_images=None, environment=None,
-    ):  # fmt: skip
+    def __init__(self, overrides, **options):
         start_server()
         self._reader, writer = CONTEXT.Pipe(duplex=False)
-        options = (at, action, count, with_report, as_user, backwards, max_images, environment)
-        arguments = (overrides, writer, *options)
-        self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)  # ends with pytest
+        self.process = CONTEXT.Process(
+            target=_run, args=(overrides, writer), kwargs=options, daemon=True  # ends with pytest
+        )  # fmt: skip
         self.process.start()
         writer.close()
 
@@ -105,8 +97,15 @@ def start_two(overrides, **options):
 
 
 def _run(
-    overrides, console, at, action, count, with_report, as_user, backwards, max_images, environment
-):
+    overrides, console, *, at=None, action=KILL, count=1, with_report=False, as_user=False,
+    backwards=False, max_images=None, environment=None,
+):  # fmt: skip
+    """Runs train.py, with an action at the `count`-th event `at`; its output goes to `console`.
+
+    `as_user`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
+    back whenever it is read. `max_images`: a forward pass on more runs out of memory.
+    `environment`: further variables, of torchrun for example.
+    """
     gc.freeze()  # the collector would copy every page of what the server has imported
     os.chdir(ROOT)
     os.environ.update(environment or {})

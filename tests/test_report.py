@@ -12,11 +12,10 @@ import soundfile
 import torch
 from browser import open_page
 from conftest import SMALL_RUN, copy_music
-from helpers import put_audio, put_table
+from helpers import put_audio, put_table, run_training
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
 
-import train
 from stemgenre import cli
 from stemgenre.data.competition import load_competition
 from stemgenre.features.log_mel import Frontend
@@ -31,19 +30,14 @@ GENRES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "R&B $\
 HOSTILE_FILE = "<img src=x onerror=alert(2)> & \"'.wav"
 
 
-def run(settings):
-    with start_runtime(settings.machine) as runtime:
-        train.run_competition(settings, runtime)
-    return settings.paths.output("")
-
-
 @pytest.fixture(scope="module")
 def finished(small_data, tmp_path_factory):
     """The output folder of a run of two epochs, where a killed run had left half a page."""
     out = tmp_path_factory.mktemp("finished")
     (out / "report").mkdir()
     (out / "report" / ".index.html.123.0123abcd.part").write_text("half")
-    return run(load_settings([*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]))
+    settings = load_settings([*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"])
+    return run_training(settings, with_report=True)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -83,7 +77,7 @@ def music_run(tmp_path_factory, tiny_repo):
     overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
     overrides += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
     overrides += ["SEPARATION_OVERLAP=0"]
-    run(load_settings(overrides))
+    run_training(load_settings(overrides), with_report=True)
     return data, out
 
 
