@@ -9,6 +9,7 @@ python train.py --download-only               fetches the models, to train witho
 torchrun --nproc-per-node=4 train.py          on four GPUs
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     tracking = Tracking(settings, runtime)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = open_cache(settings)
+    hash_source = functools.cache(cache.hash_source)  # each file is looked at once
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)
@@ -94,8 +96,8 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     )
     if runtime.is_main:
         groups_file = Path(paths.eda_dir) / GROUPS_FILE
-        warn_of_leakage(competition, groups_file=groups_file, hash_source=cache.hash_source)
-    competition = add_extra(competition, settings, runtime, hash_source=cache.hash_source)
+        warn_of_leakage(competition, groups_file=groups_file, hash_source=hash_source)
+    competition = add_extra(competition, settings, runtime, hash_source=hash_source)
     labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
     splits = make_splits(settings, competition.train, competition.label_names)
     splits = [(with_extra(part, competition.extra), valid) for part, valid in splits]
@@ -114,7 +116,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     summary = Summary()
     with summary.stage("separation"):
         clips = pd.concat([competition.train, competition.test, competition.extra])
-        separate_missing(clips, cache, settings, runtime)
+        separate_missing(clips, cache, settings, runtime, hash_source=hash_source)
     loader = StemLoader(
         cache,
         threads=thread_count(settings.machine),

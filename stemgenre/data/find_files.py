@@ -27,6 +27,7 @@ AUDIO_SUFFIXES = (
 )
 MASTER_SUFFIXES = (".csv", ".tsv")
 NUMBER = re.compile(r"(\d+)")
+MAX_DIGITS = 20  # of a number, to be sorted as one
 MAX_STEM_BYTES = 200  # of a file name; file systems allow 255 with ".npz" and what is appended
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
@@ -43,12 +44,12 @@ def paused_garbage_collector() -> Iterator[None]:
             gc.enable()
 
 
-def natural_key(text: object) -> tuple[list[str | int], str]:
+def natural_key(text: object) -> tuple[str, str]:
     """Sort key that puts test_2 before test_10; different texts have different keys."""
     text = str(text)
     parts = NUMBER.split(text.casefold())  # text and number in turn: both keys begin with text
-    parts[1::2] = map(int, parts[1::2])
-    return parts, text
+    parts[1::2] = [digits.zfill(MAX_DIGITS) for digits in parts[1::2]]
+    return "\0".join(parts), text  # a string: comparing lists takes four times as long
 
 
 def find_audio(folder: Path, *, skip: Iterable[Path] = ()) -> list[Path]:
@@ -96,9 +97,10 @@ def find_clips(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
     Raises UserError as find_audio and stem_files do.
     """
     audio, by_folder = find_audio(folder, skip=skip), {}
+    if not any(_is_stem(path) for path in audio):
+        return audio
     for path in audio:
-        by_folder.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120 see is_song
-    by_folder = {Path(name): paths for name, paths in by_folder.items()}
+        by_folder.setdefault(path.parent, []).append(path)
     songs = {f for f, paths in by_folder.items() if f != folder and _are_stems(paths)}
     if not songs:
         return audio
@@ -114,12 +116,15 @@ def find_clips(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
     return sorted(clips, key=natural_key)
 
 
+def _is_stem(path):
+    """Whether an audio file is named as a stem is."""
+    name = path.name
+    return name[: name.rindex(".")].casefold() in STEMS
+
+
 def _are_stems(paths):
     """Whether audio files of one folder are a song's stems, perhaps not all of them."""
-    named = 0
-    for path in paths:
-        name = path.name
-        named += name[: name.rindex(".")].casefold() in STEMS
+    named = sum(map(_is_stem, paths))
     return named >= 2 or named == len(paths)
 
 

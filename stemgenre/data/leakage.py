@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from stemgenre.data.competition import Competition
+from stemgenre.data.find_files import paused_garbage_collector
 from stemgenre.data.split import read_groups
 from stemgenre.errors import ClipError, UserError
 
 log = logging.getLogger(__name__)
 
 
+@paused_garbage_collector()
 def warn_of_leakage(
     competition: Competition, *, groups_file: Path, hash_source: Callable[[Path], str]
 ) -> None:
@@ -45,7 +47,7 @@ def _same_files(competition, hash_source):
 
 def _digests(clips, hash_source):
     """Yields (content's hash, file name) of the clips that can be read."""
-    for path, file_name in zip(clips["path"], clips["file_name"], strict=True):
+    for path, file_name in zip(clips["path"], clips["file_name"].tolist(), strict=True):
         try:
             yield hash_source(path), file_name
         except ClipError:  # it is gone: separating it will say so

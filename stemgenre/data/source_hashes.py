@@ -89,8 +89,11 @@ class FileNotes:
                 with contextlib.suppress(ValueError, RecursionError):  # damaged
                     notes.append(json.loads(line))
         length = len(FileState._fields) + 1
-        notes = [note for note in notes if isinstance(note, list) and len(note) == length]
-        return {note[0]: note for note in notes if isinstance(note[0], str)}
+        return {
+            note[0]: note
+            for note in notes
+            if isinstance(note, list) and len(note) == length and isinstance(note[0], str)
+        }
 
 
 class SourceHashes:

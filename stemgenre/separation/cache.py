@@ -77,26 +77,32 @@ class StemCache:
         """The SHA-256 of an audio file, remembered in the cache. Raises ClipError if it is gone."""
         return self._source_hashes.sha256(source)
 
-    def is_current(self, clip: str, source: Path | str) -> bool:
+    def is_current(
+        self,
+        clip: str,
+        source: Path | str,
+        *,
+        hash_source: Callable[[Path | str], str] | None = None,
+    ) -> bool:
         """Whether the clip has an entry that was made from the audio file `source` as it is now.
 
-        That is told by the hash of its content; an entry without meta has to fit its length. What
-        an entry was made from is read once, and again when its file has changed in any way. Raises
-        ClipError if `source` no longer exists.
+        That is told by the hash of its content, which `hash_source` gives if it is known already;
+        an entry without meta has to fit its length. What an entry was made from is read once, and
+        again when its file has changed in any way. Raises ClipError if `source` no longer exists.
         """
         try:
             state = file_state(f"{self._folder_text}{clip}.npz")
         except ClipError:
             return False
-        expected = [
-            FORMAT,
-            self.sample_rate,
-            self._model_for(source),
-            os.path.basename(source),  # noqa: PTH119 half the time of Path's
-        ]
+        hash_source = hash_source or self.hash_source
+        name = os.path.basename(source)  # noqa: PTH119 half the time of Path's
+        # A song's hash is that of its stems, so that no file's entry can pass for a song's.
+        models = (self.model, OWN_STEMS) if self.waves == STEMS else (self.model,)
+        expected = [[FORMAT, self.sample_rate, model, name] for model in models]
         notes = self._source_hashes.notes
         if made_from := notes.get(state):
-            return made_from == [*expected, self.hash_source(source)]
+            digest = hash_source(source)
+            return made_from in [[*each, digest] for each in expected]
         try:
             with zipfile.ZipFile(self.path(clip)) as archive:
                 sizes = {archive.getinfo(f"{name}.npy").file_size for name in self.waves}
@@ -108,13 +114,11 @@ class StemCache:
             return False
         if meta is None:
             return self._fits_length(samples, source)
-        made_from = [meta.get(key) for key in ("format", "sample_rate", "model", "source")]
-        if made_from != expected:
+        keys = ("format", "sample_rate", "model", "source", "source_sha256")
+        made_from = [meta.get(key) for key in keys]
+        if made_from[:-1] not in expected or made_from[-1] != hash_source(source):
             return False
-        expected.append(self.hash_source(source))
-        if meta.get("source_sha256") != expected[-1]:
-            return False
-        notes.add(state, expected)
+        notes.add(state, made_from)
         return True
 
     def _model_for(self, source):

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from stemgenre.data import audio
+from stemgenre.data.find_files import paused_garbage_collector
 from stemgenre.errors import ClipError, UserError
 from stemgenre.prefetch import batch_values
 from stemgenre.runtime import Runtime, thread_count
@@ -150,14 +151,20 @@ def _cut(blocks, stride, *, margin, kept):
 
 
 def separate_missing(
-    clips: pd.DataFrame, cache: StemCache, settings: Settings, runtime: Runtime
+    clips: pd.DataFrame,
+    cache: StemCache,
+    settings: Settings,
+    runtime: Runtime,
+    *,
+    hash_source: Callable[[Path], str] | None = None,
 ) -> None:
     """Puts into `cache` every clip of `clips` (columns clip, path) that it does not hold yet.
 
     Songs whose stems are there, and all clips for a cache of the mix alone, are only decoded: then
     Demucs is not needed. Each process does its part of the clips. A clip that fails does not stop
     the others: all failures are named at the end in one UserError, and the good ones stay cached.
-    Raises Interrupted, with what is done cached, if a stop was requested.
+    `hash_source` gives the hashes of files where they are known already. Raises Interrupted, with
+    what is done cached, if a stop was requested.
     """
     stems = cache.waves == STEMS
     name, done, failed = (
@@ -165,7 +172,9 @@ def separate_missing(
         if stems
         else ("clips", "decoded", "clips could not be decoded; the others are cached")
     )
-    todo = [row for row in clips.drop_duplicates("clip").itertuples() if _is_missing(cache, row)]
+    rows = clips.drop_duplicates("clip")[["clip", "path"]].itertuples(index=False)
+    with paused_garbage_collector():
+        todo = [row for row in rows if _is_missing(cache, row, hash_source)]
     runtime.all_gather(None)  # nobody writes before everybody has looked
     if not todo:
         log.info("%s: all %d clips are cached in %s", name, len(clips), cache.folder)
@@ -278,10 +287,10 @@ def _write_entries(cache, rows, process, runtime, *, pending):
     return failures, precisions
 
 
-def _is_missing(cache, row):
+def _is_missing(cache, row, hash_source=None):
     """Whether a clip is still to be cached; another run can cache it before its turn."""
     try:
-        return not cache.is_current(row.clip, row.path)
+        return not cache.is_current(row.clip, row.path, hash_source=hash_source)
     except ClipError:
         return True  # its file is gone, which decoding it will say
 
