@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pandas as pd
+import pyloudnorm
 import pytest
 import soundfile
 from helpers import tone
@@ -97,6 +98,20 @@ def test_pauses_do_not_count_and_silence_has_no_loudness():
 def test_short_clips_surround_and_low_rates_have_a_loudness(channels, seconds, rate):
     wave = np.tile(tone(frequency=400, seconds=seconds, sr=rate, peak=0.1), (channels, 1))
     assert -30 < integrated_loudness(wave, rate) < -10
+
+
+@pytest.mark.parametrize(
+    ("channels", "rate", "seconds"),
+    [(1, 22050, 3), (2, 44100, 3.03), (5, 48000, 2), (1, 8000, 9)],
+)
+def test_pyloudnorm_measures_the_same_loudness(channels, rate, seconds):
+    rng = np.random.default_rng(channels)
+    samples = round(seconds * rate)
+    wave = rng.normal(0, 0.05, (channels, samples)) * np.geomspace(1e-4, 1, samples)
+    meter = pyloudnorm.Meter(rate, filter_class="DeMan")
+    assert integrated_loudness(wave, rate) == pytest.approx(
+        meter.integrated_loudness(wave.T), abs=1e-6
+    )
 
 
 @pytest.mark.usefixtures("ffmpeg")
