@@ -23,13 +23,8 @@ from helpers import run_with_full_disk, tone
 
 from stemgenre.data import source_hashes
 from stemgenre.errors import ClipError, UserError
-from stemgenre.separation.cache import (
-    HASHES_FILE,
-    CacheError,
-    StemCache,
-    cached_blocks,
-    open_cache,
-)
+from stemgenre.separation.cache import HASHES_FILE, StemCache, open_cache
+from stemgenre.separation.entry_reader import CacheError, cached_blocks
 from stemgenre.separation.entry_writer import StemSpool
 from stemgenre.settings import STEMS, load_settings
 
@@ -633,6 +628,20 @@ def test_a_failing_write_leaves_the_old_entry_and_no_other_file(cache, source):
     assert "train_0.npz cannot be written" in done.stderr
     assert entries(cache) == ["train_0.npz"]
     assert cache.path("train_0").read_bytes() == before
+
+
+@pytest.mark.parametrize("section", [None, lambda length: (5, 9)])
+def test_damage_to_an_entry_that_was_already_read_is_noticed(cache, source, monkeypatch, section):
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
+    cache.write("train_0", noise(), source)
+    stems = cache.read("train_0", section=section)
+    assert np.array_equal(cache.read("train_0", section=section), stems)
+    time.sleep(0.05)  # so that the file's times change
+    with cache.path("train_0").open("r+b") as file:
+        file.seek(1200)  # among the values of the second stem
+        file.write(b"\x55")
+    with pytest.raises(CacheError, match="Bad CRC-32"):
+        cache.read("train_0", section=section)
 
 
 # Stems too long for memory

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from stemgenre.separation.cache import CacheError, StemCache
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.entry_reader import CacheError
 from stemgenre.training import stem_loader
 from stemgenre.training.stem_loader import StemLoader, epoch_batches
 

@@ -18,7 +18,8 @@ from stemgenre.predict.classifier import Classifier
 from stemgenre.predict.outputs import format_time, write_csv
 from stemgenre.predict.prediction import Prediction
 from stemgenre.runtime import pick_device, thread_count
-from stemgenre.separation.cache import StemCache, cached_blocks
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.entry_reader import cached_blocks
 from stemgenre.settings import STEMS, Settings
 
 PLAYER_SECONDS = 30.0  # s, the first ones of a sound: a player takes 0.3 MB

@@ -42,6 +42,11 @@ def file_state(path: Path | str) -> FileState:
     return FileState(os.path.abspath(path), status.st_ino, *times, status.st_size)  # noqa: PTH100
 
 
+def is_settled(ctime_ns: int) -> bool:
+    """Whether a file's last change is so long ago that a further one would change its times."""
+    return time.time() - ctime_ns / 1e9 > SETTLED_SECONDS
+
+
 def clip_bytes(clip: Path | str) -> int:
     """The size of a clip, of its file or of all its stems. Raises ClipError as file_state does."""
     with _reading(clip):
@@ -65,7 +70,7 @@ class FileNotes:
 
     def add(self, state: FileState, value: Any) -> None:
         """Remembers `value`, anything that JSON holds, unless the file has changed just now."""
-        if time.time() - state.ctime_ns / 1e9 <= SETTLED_SECONDS:
+        if not is_settled(state.ctime_ns):
             return
         self._notes[state.path] = note = [*state, value]
         with contextlib.suppress(OSError):  # a read-only folder, a full disk: read again

@@ -14,7 +14,8 @@ from stemgenre.errors import UserError
 from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.features.log_mel import Frontend, RunningStats
 from stemgenre.prefetch import prefetch_map
-from stemgenre.separation.cache import StemCache, cached_blocks
+from stemgenre.separation.cache import StemCache
+from stemgenre.separation.entry_reader import cached_blocks
 from stemgenre.settings import FeatureSettings
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,10 @@ from stemgenre.predict.inputs import readable_names
 from stemgenre.predict.prediction import Prediction, Segment
 from stemgenre.prefetch import batch_values, prefetch
 from stemgenre.runtime import MicroBatch, pick_device
-from stemgenre.separation.cache import CacheError, StemCache, cached_blocks
+from stemgenre.separation.cache import StemCache
 from stemgenre.separation.decode import EndOfFile, decode_files
 from stemgenre.separation.demucs_model import Separator, is_plain_name
+from stemgenre.separation.entry_reader import CacheError, cached_blocks
 from stemgenre.separation.entry_writer import EntryWriter
 from stemgenre.separation.separate import separate_files
 from stemgenre.settings import STEMS, SeparationSettings, load_settings
