@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -642,6 +643,21 @@ def test_damage_to_an_entry_that_was_already_read_is_noticed(cache, source, monk
         file.write(b"\x55")
     with pytest.raises(CacheError, match="Bad CRC-32"):
         cache.read("train_0", section=section)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts what is read")
+def test_an_epoch_reads_only_a_window_of_an_entry_that_is_known_to_be_undamaged(
+    cache, source, monkeypatch
+):
+    def bytes_read():
+        return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
+    cache.write("train_0", noise(samples=200_000), source)
+    for expected in (1_600_000, 0):
+        before = bytes_read()
+        cache.read("train_0", section=lambda length: (1000, 2000))
+        assert expected <= bytes_read() - before < expected + 100_000
 
 
 # Stems too long for memory
