@@ -156,14 +156,19 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """(KEY=VALUE words, finished process) of a run of train.py without Demucs."""
+    """(finished process, its folder) of train.py, predict.py and eda.py without Demucs."""
     folder = tmp_path_factory.mktemp("run")
     words = [*WORDS, f"DATA_DIR={data}", f"OUTPUT_DIR={folder}", f"EDA_DIR={folder / 'eda'}"]
-    return words, run_python("tests/without_demucs.py", "train.py", *words), folder
+    predict = ["predict.py", data / "test", "DEVICE=cpu", "--model", folder / "best_model.pth"]
+    done = run_python(
+        "tests/without_demucs.py", "train.py", *words, "then",
+        *predict, "--json", folder / "genres.json", "then", "eda.py", *words,
+    )  # fmt: skip
+    return done, folder
 
 
 def test_a_run_needs_no_demucs(run, data):
-    _, done, folder = run
+    done, folder = run
     assert done.returncode == 0, done.stderr
     assert "clips: 18 of 18 clips are to be decoded into" in done.stderr + done.stdout
     assert len(pd.read_csv(folder / "submit.csv", header=None)) == 3
@@ -175,28 +180,21 @@ def test_a_run_needs_no_demucs(run, data):
     assert "the run continues without" not in done.stderr + done.stdout
 
 
-def test_predict_and_eda_need_no_demucs_either(run, data, tmp_path):
-    words, _, folder = run
-    model, out = folder / "best_model.pth", tmp_path / "genres.json"
-    done = run_python(
-        "tests/without_demucs.py", "predict.py", data / "test", "DEVICE=cpu", "--model", model,
-        "--json", out,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = {file["file"].rpartition("/")[2]: file for file in json.loads(out.read_text())["files"]}
+def test_predict_and_eda_need_no_demucs_either(run):
+    _, folder = run
+    files = json.loads((folder / "genres.json").read_text())["files"]
+    found = {file["file"].rpartition("/")[2]: file for file in files}
     probabilities = pd.read_csv(folder / "test_probabilities.csv").set_index("file_name")
     for name, row in probabilities.iterrows():
         for genre in ("low", "middle", "high"):
             assert found[name]["probabilities"][genre] == pytest.approx(row[genre], abs=1e-4)
-    done = run_python("tests/without_demucs.py", "eda.py", *words)
-    assert done.returncode == 0, done.stderr
     page = (folder / "eda" / "index.html").read_text()
     assert "Mean images" in page
     assert "Energy of the stems" not in page
 
 
 def test_the_model_predicts_files_of_any_length_and_keeps_no_stems(run, tmp_path, caplog):
-    *_, folder = run
+    _, folder = run
     path = tmp_path / "song.wav"
     soundfile.write(path, noise(7.5, rate=22050, channels=2), 22050)
     with caplog.at_level(logging.WARNING):

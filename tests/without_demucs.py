@@ -1,9 +1,12 @@
-"""A script of the repository's root with the tests' tiny backbone, as if Demucs were not installed.
+"""Scripts of the repository's root with the tests' tiny backbone, as if Demucs were not installed.
 
-python tests/without_demucs.py train.py KEY=VALUE ...
+python tests/without_demucs.py train.py KEY=VALUE ... then eda.py KEY=VALUE ...
+
+They run one after the other in this process, which imports what they need once.
 """
 
 import importlib.metadata
+import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -31,5 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import use_tiny_backbone  # noqa: E402  (after the modules are hidden)
 
 use_tiny_backbone()
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for is_then, words in itertools.groupby(sys.argv[1:], lambda word: word == "then"):
+    if not is_then:
+        sys.argv = list(words)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
