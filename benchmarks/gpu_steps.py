@@ -71,8 +71,7 @@ FULL = Sizes()
 QUICK = Sizes(
     image=64, batch=4, seconds=1.0, rounds=1, stems=8, separated=2, competition=40, epochs=2,
     demo=2,
-    demucs={"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32,
-            "segment": 2, "dconv_mode": 0},
+    demucs=separation.TINY | {"segment": 2, "dconv_mode": 0},
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import soundfile
 import torch
-from separation import save_network
+from separation import TINY, save_network
 
 from stemgenre.demo.synth import GENRES, render
 from stemgenre.features.log_mel import Frontend
@@ -33,7 +33,6 @@ from stemgenre.training import checkpoint
 from stemgenre.training.model import GenreNet
 
 PREDICT = Path(__file__).parents[1] / "predict.py"
-TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
 SR = 44100  # Hz, of the files
 # A process inherits its parent's peak until it has one of its own: this one is a small parent.
 PEAK = """

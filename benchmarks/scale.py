@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 import soundfile
-from separation import save_network
+from separation import TINY, save_network
 
 from stemgenre.features.augmentation import sample_params
 from stemgenre.runtime import start_runtime
@@ -30,8 +30,6 @@ from stemgenre.separation.cache import StemCache
 from stemgenre.separation.separate import separate_missing
 from stemgenre.settings import AugmentSettings, load_settings
 from stemgenre.training.stem_loader import epoch_batches
-
-TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
 
 
 def main():

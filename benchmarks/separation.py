@@ -45,6 +45,7 @@ from stemgenre.settings import STEMS, SeparationSettings, load_settings
 
 SOURCES = ["drums", "bass", "other", "vocals"]
 FULL_SIZE = {"bottom_channels": 512, "segment": 7.8}  # of the htdemucs that is downloaded
+TINY = {"channels": 8, "depth": 4, "t_layers": 1, "t_heads": 4, "bottom_channels": 32}
 
 
 def main():

@@ -16,7 +16,7 @@ from stemgenre.features.augmentation import (
     swap_stems,
 )
 from stemgenre.features.log_mel import Frontend
-from stemgenre.separation.cache import StemCache
+from stemgenre.separation.cache import MIX, StemCache
 from stemgenre.settings import STEMS, AugmentSettings, FeatureSettings
 from stemgenre.training.stem_loader import StemLoader, training_batches
 
@@ -245,11 +245,6 @@ def test_swapped_stems_are_cut_or_padded_to_the_clip(samples):
     assert (stems == 1).all()
 
 
-def test_a_mix_by_itself_is_not_swapped():
-    mix = torch.ones(1, 100)
-    assert torch.equal(swap_stems(mix, 2 * mix, (True, False, False, False)), mix)
-
-
 @pytest.fixture
 def numbered_clips(tmp_path):
     """(loader, table) of 12 clips in 3 genres, whose stems' samples are clip + stem / 10."""
@@ -279,6 +274,16 @@ def swapped_stems(loader, clips, batches, *, probability=0.5, epoch=1):
     ):
         rows |= {int(i): waves[:, 0].tolist() for i, waves in zip(batch, stems, strict=True)}
     return rows
+
+
+def test_a_mix_by_itself_is_not_swapped(tmp_path):
+    cache = StemCache(tmp_path, model="none", sample_rate=SMALL.sr, waves=MIX)
+    (tmp_path / "source").touch()
+    for clip in range(6):
+        cache.write(f"clip_{clip}", np.full((1, 1100), clip), tmp_path / "source")
+    clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(6)], "target": 0})
+    loader = StemLoader(cache, threads=2, device=torch.device("cpu"), device_cache=0.0)
+    assert swapped_stems(loader, clips, [range(6)]) == {clip: [clip] for clip in range(6)}
 
 
 def test_an_epoch_swaps_each_stem_for_the_same_one_of_the_same_genre(numbered_clips):

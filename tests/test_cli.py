@@ -258,7 +258,7 @@ def test_names_do_not_control_the_terminal():
 def test_a_lost_terminal_stops_a_run_as_SIGTERM_does(ignored):  # noqa: N802
     code = (
         "import os, signal, sys, time\n"
-        f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if ignored else ''}\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
         "from stemgenre import cli\n"
         "from stemgenre.runtime import start_runtime\n"
         "from stemgenre.settings import MachineSettings\n"

@@ -122,12 +122,7 @@ def sample_swap(
 def swap_stems(
     stems: torch.Tensor, partner: torch.Tensor, swapped: tuple[bool, ...]
 ) -> torch.Tensor:
-    """`stems` (4, T) with the `swapped` ones from `partner` (4, U), cut or padded with zeros.
-
-    A mix by itself, (1, T), has no stems to swap and stays as it is.
-    """
-    if len(stems) == 1:
-        return stems
+    """`stems` (4, T) with the `swapped` ones from `partner` (4, U), cut or padded with zeros."""
     samples = min(stems.shape[1], partner.shape[1])
     stems = stems.clone()  # those of the loader's GPU cache stay as they are
     for index, is_swapped in enumerate(swapped):

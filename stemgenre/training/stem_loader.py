@@ -225,7 +225,7 @@ def training_batches(
             epoch=epoch,
             clip_index=int(indices[row]),
         )
-        if swap:
+        if swap and len(stems) > 1:  # a mix by itself has no stems to swap
             clip, source = rows[swap.partner]
             section_of_partner = functools.partial(section, swap.partner)
             partner = loader.read(clip, source=source, section=section_of_partner)
