@@ -25,7 +25,7 @@ from stemgenre.files import NPY_HEADER_LOCK, atomic_write
 from stemgenre.prefetch import prefetch_map
 from stemgenre.settings import Settings
 
-FORMAT = 3  # to be raised whenever the same file would give another entry
+FORMAT = 4  # to be raised whenever the same file would give another entry
 MIN_COMPARED_SECONDS = 36.0  # of a clip that is longer, whatever the images show of it
 SILENCE_DB = -60.0  # dBFS; a frame whose RMS is below it is silent
 FRAME_SECONDS = 0.05  # of such a frame
@@ -215,9 +215,10 @@ def integrated_loudness(wave: np.ndarray, rate: int) -> float:
     # "DeMan" has the standard's filters at any rate; the default is up to 0.2 dB off.
     filters = pyloudnorm.Meter(rate, filter_class="DeMan")._filters.values()
     sections = np.array([[*section.b, *section.a] for section in filters])
-    power = np.square(signal.sosfilt(sections, channels))
-    step = max(1, min(round(GATING_SECONDS / 4 * rate), power.shape[1] // 4))
-    steps = power[:, : power.shape[1] // step * step].reshape(len(power), -1, step).mean(axis=2)
+    squares = np.square(signal.sosfilt(sections, channels))
+    samples = squares.shape[1]
+    step = max(1, min(round(GATING_SECONDS / 4 * rate), samples // 4))
+    steps = squares[:, : samples // step * step].reshape(len(squares), -1, step).mean(axis=2)
     blocks = np.lib.stride_tricks.sliding_window_view(steps, min(4, steps.shape[1]), axis=1)
     power = CHANNEL_WEIGHTS[: len(channels)] @ blocks.mean(axis=2)  # of each gating block
     loud = power[_lufs(power) > SILENCE_LUFS]

@@ -181,17 +181,7 @@ def separate_missing(
         return
     to_decode = [row for row in todo if not stems or Path(row.path).is_dir()]
     to_separate = [row for row in todo if stems and not Path(row.path).is_dir()]
-    if to_decode:
-        log.info(
-            "%s: %d of %d clips %s decoded into %s",
-            *(name, len(to_decode), len(clips), "have their own, to be" if stems else "are to be"),
-            cache.folder,
-        )
-    if to_separate:
-        log.info(
-            "stems: %d of %d clips are to be separated by %s on %s into %s",
-            *(len(to_separate), len(clips), cache.model, runtime.device, cache.folder),
-        )
+    _log_counts(cache, runtime, of=len(clips), decode=len(to_decode), separate=len(to_separate))
     runtime.status.stage("separation", total=len(todo))
     seconds = {row.clip: _seconds(row.path, settings.features.clip_seconds) for row in todo}
     _check_disk(sum(seconds.values()), cache)
@@ -222,6 +212,20 @@ def separate_missing(
     if failures:
         raise UserError(
             f"{len(failures)} {failed}:\n" + "\n".join(f"    {line}" for line in failures)
+        )
+
+
+def _log_counts(cache, runtime, *, of, decode, separate):
+    """Logs how many clips are to be decoded and to be separated."""
+    if decode:
+        name, are = (
+            ("stems", "have their own, to be") if cache.waves == STEMS else ("clips", "are to be")
+        )
+        log.info("%s: %d of %d clips %s decoded into %s", name, decode, of, are, cache.folder)
+    if separate:
+        log.info(
+            "stems: %d of %d clips are to be separated by %s on %s into %s",
+            *(separate, of, cache.model, runtime.device, cache.folder),
         )
 
 
