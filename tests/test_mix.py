@@ -181,7 +181,8 @@ def test_a_run_needs_no_demucs(run, data):
 
 
 def test_predict_and_eda_need_no_demucs_either(run):
-    _, folder = run
+    done, folder = run
+    assert done.returncode == 0, done.stderr
     files = json.loads((folder / "genres.json").read_text())["files"]
     found = {file["file"].rpartition("/")[2]: file for file in files}
     probabilities = pd.read_csv(folder / "test_probabilities.csv").set_index("file_name")

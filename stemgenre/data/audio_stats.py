@@ -224,7 +224,7 @@ def integrated_loudness(wave: np.ndarray, rate: int) -> float:
     loud = power[_lufs(power) > SILENCE_LUFS]
     if not len(loud):
         return -np.inf
-    return float(_lufs(loud[loud > loud.mean() / 10].mean()))
+    return float(_lufs(loud[loud > loud.mean() / 10].mean()))  # those above -10 LU of their mean
 
 
 def _lufs(power):

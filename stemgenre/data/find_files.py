@@ -102,8 +102,6 @@ def find_clips(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
     for path in audio:
         by_folder.setdefault(path.parent, []).append(path)
     songs = {f for f, paths in by_folder.items() if f != folder and _are_stems(paths)}
-    if not songs:
-        return audio
     clips = [*songs]
     for song in songs:
         stem_files(song)
