@@ -1,6 +1,7 @@
 """What several tests need: a tiny network, short real audio, small tables, runs and scripts."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,24 @@ from stemgenre.separation.cache import StemCache
 from stemgenre.training import backbones, checkpoint
 
 ROOT = Path(__file__).parents[1]
+MUSIC = Path(__file__).parents[2] / "shared" / "music"  # real clips beside the checkout, if any
+
+SMALL_RUN = (  # a whole run in seconds
+    "SR=11025",
+    "N_FFT=1024",
+    "HOP_LENGTH=256",
+    "N_MELS=32",
+    "CLIP_SECONDS=2",
+    "IMG_SIZE=64",
+    "PRETRAINED=False",
+    "FREEZE_STAGES=0",
+    "EPOCHS=2",
+    "BATCH_SIZE=8",
+    "TEST_SIZE=0.34",
+    "SEPARATION_MODEL=synthesised",
+    "DEVICE=cpu",
+)
+
 FULL_BACKBONE = backbones.torchvision_network
 
 
@@ -149,3 +168,13 @@ def run_with_full_disk(code, *arguments, limit=20_000):
     """run_python of `code` in a process that cannot write files longer than `limit` bytes."""
     lines = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     return run_python("-c", lines + code, *arguments)
+
+
+def copy_music(folder):
+    """A copy of the real clips, which can be changed, in `folder`."""
+    if not MUSIC.is_dir():
+        give_up("no real clips beside this checkout")
+    shutil.copytree(MUSIC, folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import MUSIC, SMALL_RUN
-from helpers import ROOT, run_python, run_training, tone
+from helpers import MUSIC, ROOT, SMALL_RUN, run_python, run_training, tone
 
 from stemgenre import cli
 from stemgenre.app import views
@@ -260,35 +259,52 @@ def server(folder, tiny_repo, small_data):
     server.stop()
 
 
-@pytest.fixture
-def open_tab(browser):
-    """A function that opens a page; none may ask anything of another server, or log an error."""
-    problems, contexts = [], []
+@pytest.fixture(scope="module")
+def open_page(browser):
+    """A function: a page of a server, of which each takes seconds; `problems` lists what is wrong.
 
-    def open_tab(server, tab="Train", *, width=1200, dark=False, **options):
+    None may ask anything of another server, log an error or open a dialog.
+    """
+    contexts = []
+
+    def open_page(server, *, width=1200, dark=False):
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
             is_mobile=width < 600,
-            **options,
         )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(MILLISECONDS)
+        page.problems = problems = []
         inside = (server.url, "data:", "blob:")
         page.on("request", lambda r: r.url.startswith(inside) or problems.append(r.url))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
         page.on("console", lambda m: m.type == "error" and problems.append(m.text))
-        page.problems = problems
         page.goto(server.url)
-        page.get_by_role("tab", name=tab).click()
         return page
 
-    yield open_tab
+    yield open_page
     for context in contexts:
         context.close()
-    assert not problems
+
+
+@pytest.fixture(scope="module")
+def opened(server, open_page):
+    """The page of the server, opened after a training has been started and stopped elsewhere."""
+    return open_page(server)
+
+
+@pytest.fixture
+def page(opened):
+    """The opened page, which must have no problem after the test either."""
+    yield opened
+    assert opened.problems == []
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
 
 
 def choose(page, element, value):
@@ -314,8 +330,81 @@ def shot(page, name):
         page.screenshot(path=Path(os.environ["APP_PICTURES"]) / f"{name}.png", full_page=True)
 
 
-def test_a_wrong_value_is_refused_beside_its_field(server, open_tab, folder):
-    page = open_tab(server)
+def test_a_training_is_started_watched_stopped_resumed_and_outlives_the_page(
+    folder, open_page, request
+):
+    server = Server(folder)
+    request.addfinalizer(server.kill)
+    page, phone = open_page(server), open_page(server, width=390, dark=True)
+    choose(page, "recipe", "settings of before")
+    page.wait_for_function(
+        "document.querySelector('#name input, #name textarea').value == 'before'"
+    )
+    fill(page, "name", "mine")
+    fill(page, "set-EPOCHS", str(EPOCHS))
+    fill(page, "set-PATIENCE", str(EPOCHS))
+    wait_for(page, "command", f"runs/mine EPOCHS={EPOCHS}")
+    page.locator("#start").click()
+    wait_for(page, "progress", "mine: training")
+    choose(phone, "run", "mine")
+    page.locator("#curves img").first.wait_for()
+    drawn = page.locator("#curves img").first.get_attribute("src")
+    page.wait_for_function("old => document.querySelector('#curves img').src != old", arg=drawn)
+    phone.locator("#stop").click()
+    page.locator("#stop").click()  # two tabs: it saves all the same
+    wait_for(page, "progress", "mine: stopped")
+    wait_for(phone, "progress", "mine: stopped")
+    assert (folder / "runs" / "mine" / "checkpoint.pth").is_file()
+    assert len(epochs_of(folder / "runs" / "mine")) < EPOCHS
+    assert_fits_the_screen(phone)
+
+    page.reload()
+    wait_for(page, "progress", "mine: stopped")
+    page.locator("#resume").click()
+    wait_for(page, "progress", "mine: training")
+    shot(page, "training")
+    assert page.problems + phone.problems == []
+    for each in (page, phone):
+        each.context.close()
+    server.kill()
+
+    page = request.getfixturevalue("page")  # of another server
+    wait_for(page, "progress", "mine: finished")
+    wait_for(page, "progress", "validation accuracy .*, test accuracy")
+    shot(page, "finished")
+    assert epochs_of(folder / "runs" / "mine") == list(range(1, EPOCHS + 1))
+    with page.expect_popup() as popup:
+        page.locator("#progress a", has_text="report").click()
+    popup.value.wait_for_load_state()
+    assert popup.value.locator("img").count() > 2
+    shot(popup.value, "report")
+    open_tab(page, "Results")
+    wait_for(page, "results", "mine.*finished")
+    wait_for(page, "results", "EPOCHS")  # in which the two runs differ
+    with page.expect_download() as download:
+        page.locator("#results tr", has_text="mine").get_by_text("submit.csv").click()
+    submit = folder / "runs" / "mine" / "submit.csv"
+    assert Path(download.value.path()).read_bytes() == submit.read_bytes()
+    shot(page, "results")
+
+
+def assert_fits_the_screen(phone):
+    """Each tab is as wide as the phone's screen."""
+    for tab in ("Train", "Try", "Data", "Results"):
+        open_tab(phone, tab)
+        phone.wait_for_timeout(1200)  # ms; what the tab shows is there
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert phone.evaluate(wide) <= 0, tab
+        shot(phone, f"phone_{tab}")
+
+
+def epochs_of(folder):
+    rows = (folder / "metrics.csv").read_text().splitlines()[1:]
+    return [int(row.split(",")[0]) for row in rows]
+
+
+def test_a_wrong_value_is_refused_beside_its_field(page, folder):
+    open_tab(page, "Train")
     fill(page, "set-EPOCHS", "<b>0</b>")
     wait_for(page, "note-EPOCHS", "EPOCHS='<b>0</b>' is invalid: expected an integer from 1")
     assert page.locator("#note-EPOCHS b").count() == 0
@@ -328,78 +417,14 @@ def test_a_wrong_value_is_refused_beside_its_field(server, open_tab, folder):
     assert not (folder / "runs" / "run").exists()
 
 
-def test_a_training_is_started_watched_stopped_resumed_and_outlives_the_page(
-    folder, open_tab, request
-):
-    server = Server(folder)
-    request.addfinalizer(server.kill)
-    page, other = open_tab(server), open_tab(server, width=390, dark=True)
-    choose(page, "recipe", "settings of before")
-    page.wait_for_function(
-        "document.querySelector('#name input, #name textarea').value == 'before'"
-    )
-    fill(page, "name", "mine")
-    fill(page, "set-EPOCHS", str(EPOCHS))
-    fill(page, "set-PATIENCE", str(EPOCHS))
-    wait_for(page, "command", f"runs/mine EPOCHS={EPOCHS}")
-    page.locator("#start").click()
-    wait_for(page, "progress", "mine: training")
-    choose(other, "run", "mine")
-    page.locator("#curves img").first.wait_for()
-    drawn = page.locator("#curves img").first.get_attribute("src")
-    page.wait_for_function("old => document.querySelector('#curves img').src != old", arg=drawn)
-    other.locator("#stop").click()
-    page.locator("#stop").click()  # two tabs: it saves all the same
-    wait_for(page, "progress", "mine: stopped")
-    wait_for(other, "progress", "mine: stopped")
-    shot(other, "phone_stopped")
-    assert (folder / "runs" / "mine" / "checkpoint.pth").is_file()
-    assert len(epochs_of(folder / "runs" / "mine")) < EPOCHS
-
-    page.reload()
-    wait_for(page, "progress", "mine: stopped")
-    page.locator("#resume").click()
-    wait_for(page, "progress", "mine: training")
-    shot(page, "training")
-    server.kill()
-    for lost in (page, other):
-        lost.context.close()
-    page.problems.clear()  # they have lost their server
-
-    server = request.getfixturevalue("server")
-    page = open_tab(server)
-    wait_for(page, "progress", "mine: finished")
-    wait_for(page, "progress", "validation accuracy .*, test accuracy")
-    shot(page, "finished")
-    assert epochs_of(folder / "runs" / "mine") == list(range(1, EPOCHS + 1))
-    with page.expect_popup() as popup:
-        page.locator("#progress a", has_text="report").click()
-    popup.value.wait_for_load_state()
-    assert popup.value.locator("img").count() > 2
-    shot(popup.value, "report")
-    page.get_by_role("tab", name="Results").click()
-    wait_for(page, "results", "mine.*finished")
-    wait_for(page, "results", "EPOCHS")  # in which the two runs differ
-    with page.expect_download() as download:
-        page.locator("#results tr", has_text="mine").get_by_text("submit.csv").click()
-    submit = folder / "runs" / "mine" / "submit.csv"
-    assert Path(download.value.path()).read_bytes() == submit.read_bytes()
-    shot(page, "results")
-
-
-def epochs_of(folder):
-    rows = (folder / "metrics.csv").read_text().splitlines()[1:]
-    return [int(row.split(",")[0]) for row in rows]
-
-
 def test_sounds_are_predicted_with_players_of_their_stems_and_deleted(
-    server, open_tab, tmp_path, small_data, folder
+    page, tmp_path, small_data, folder
 ):
     found = sorted(MUSIC.rglob("*.au")) if MUSIC.is_dir() else sorted(small_data.rglob("*.wav"))
     clips = [tmp_path / "<img src=x onerror=alert(1)>${alert(2)}.wav", tmp_path / "not.wav"]
     shutil.copy(found[0], clips[0])
     clips[1].write_text("not a sound")
-    page = open_tab(server, "Try")
+    open_tab(page, "Try")
     wait_for(page, "models", "before|mine")
     page.locator("#files input[type=file]").set_input_files(clips)
     page.locator("#files td[aria-label='not.wav']").wait_for()
@@ -422,8 +447,8 @@ def test_sounds_are_predicted_with_players_of_their_stems_and_deleted(
     assert not list((folder / "tmp").rglob("*.wav"))
 
 
-def test_the_data_is_looked_at_and_the_findings_open(server, open_tab):
-    page = open_tab(server, "Data")
+def test_the_data_is_looked_at_and_the_findings_open(page):
+    open_tab(page, "Data")
     page.locator("#eda-start").click()
     wait_for(page, "eda-state", "eda.py is running")
     page.locator("#eda-start").click()
@@ -434,16 +459,6 @@ def test_the_data_is_looked_at_and_the_findings_open(server, open_tab):
     assert popup.value.locator("table").count() and popup.value.locator("img").count()
     wait_for(page, "eda-state", "does not run now")
     shot(page, "data")
-
-
-def test_a_phone_shows_each_tab_in_its_width(server, open_tab):
-    page = open_tab(server, width=390, dark=True)
-    for tab in ("Train", "Try", "Data", "Results"):
-        page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(1200)  # what the tab shows is there
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) <= 0, tab
-        shot(page, f"phone_{tab}")
 
 
 # Attacks

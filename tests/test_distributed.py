@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_RUN
-from helpers import ROOT, run_training
+from helpers import ROOT, SMALL_RUN, run_training
 from kill_points import start_two
 
 from stemgenre.separation.cache import StemCache
@@ -30,12 +29,12 @@ HEAD_ONLY = (
 
 
 @pytest.fixture(scope="module")
-def overrides(small_data, tiny_repo, tmp_path_factory):
-    """KEY=VALUE words of a run whose stems are separated by the tiny Demucs."""
+def overrides(small_data, fast_repo, tmp_path_factory):
+    """KEY=VALUE words of a run whose stems are separated by a tiny Demucs."""
     stems = tmp_path_factory.mktemp("distributed") / "stems"
     return [
         *SMALL_RUN, *HEAD_ONLY, f"DATA_DIR={small_data}", f"SEPARATION_CACHE_DIR={stems}",
-        f"SEPARATION_REPO={tiny_repo}", "SEPARATION_MODEL=htdemucs",
+        f"SEPARATION_REPO={fast_repo}", "SEPARATION_MODEL=htdemucs",
     ]  # fmt: skip
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from conftest import MUSIC
-from helpers import give_up
+from helpers import MUSIC, give_up
 
 from stemgenre.data import audio
 from stemgenre.data.duplicates import ROWS, SIMILARITY_THRESHOLD, find_duplicates

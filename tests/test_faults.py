@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import SMALL_RUN
-from helpers import run_training, tone
+from helpers import SMALL_RUN, run_training, tone
 
 from stemgenre.errors import UserError
 from stemgenre.runtime import start_runtime

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import kill_points
 import pytest
-from conftest import SMALL_RUN
-from helpers import ROOT
+from helpers import ROOT, SMALL_RUN
 
 from stemgenre import files
 from stemgenre.errors import UserError

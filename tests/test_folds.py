@@ -1,6 +1,7 @@
 """Cross-validation: folds, seeds, their average, and a run that is killed in any of them."""
 
 import json
+import re
 import shutil
 
 import kill_points
@@ -8,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_RUN
-from helpers import run_training
+from helpers import SMALL_RUN, run_training
 
 from stemgenre import Classifier
 from stemgenre.data.split import split_folds
 from stemgenre.errors import UserError
+from stemgenre.report import report
 from stemgenre.settings import load_settings
 from stemgenre.training import checkpoint
 from stemgenre.training.inference import average_logits, load_models
@@ -70,7 +71,21 @@ def folds_run(small_data, tmp_path_factory):
     """The output folder of an undisturbed run with three folds."""
     out = tmp_path_factory.mktemp("folds")
     words = [*SMALL_RUN, *FOLDS, f"DATA_DIR={small_data}", f"OUTPUT_DIR={out}"]
-    return run_training(load_settings(words), with_report=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "MAX_ERRORS", 1)  # of the four pages' pictures, most of the seconds
+        return run_training(load_settings(words), with_report=True)
+
+
+def test_the_page_of_all_folds_links_to_each_and_is_about_their_predictions(folds_run):
+    page = folds_run / "report" / "index.html"
+    text = page.read_text()
+    links = re.findall(r'<a href="(.*?)">(fold_\d)</a>', text)
+    assert [name for _, name in links] == ["fold_1", "fold_2", "fold_3"]
+    for link, _ in links:
+        assert "Most confident errors" in (page.parent / link).read_text()
+    assert "not finished" not in text
+    accuracy = json.loads((folds_run / "summary.json").read_text())["valid_accuracy"]
+    assert f"{100 * accuracy:.1f} %" in text
 
 
 def test_out_of_fold_and_test_predictions_are_those_of_the_folds(folds_run):

@@ -11,8 +11,7 @@ import signal
 import kill_points
 import pytest
 import soundfile
-from conftest import SMALL_RUN
-from helpers import assert_same_run, run_results, tone
+from helpers import SMALL_RUN, assert_same_run, run_results, tone
 
 from stemgenre.training.checkpoint import previous_path
 

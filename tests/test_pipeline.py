@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_RUN
 from helpers import (
+    SMALL_RUN,
     assert_same_run,
     limit_images,
     run_results,
@@ -353,7 +353,7 @@ def test_no_step_of_a_run_needs_float64_on_the_device(finished_run, small_settin
 
 def test_the_script_stops_on_a_signal_and_says_how_to_resume(small_data, tmp_path):
     words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}"]
-    run = kill_points.Forked([*words, "EPOCHS=500", "PATIENCE=500"], with_report=True)
+    run = kill_points.Forked([*words, "EPOCHS=500", "PATIENCE=500"])
     deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

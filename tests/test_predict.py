@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import put_repo
 from helpers import ROOT
+from tiny_demucs import put_repo
 
 import predict
 from stemgenre import Classifier, Prediction

@@ -11,8 +11,7 @@ import pytest
 import soundfile
 import torch
 from browser import open_page
-from conftest import SMALL_RUN, copy_music
-from helpers import put_audio, put_table, run_training
+from helpers import SMALL_RUN, copy_music, put_audio, put_table, run_training
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
 
@@ -67,14 +66,14 @@ def count_errors(out):
 
 
 @pytest.fixture(scope="module")
-def music_run(tmp_path_factory, tiny_repo):
-    """(DATA_DIR, OUTPUT_DIR) of a run on 6 s of the real clips, separated by the tiny Demucs."""
+def music_run(tmp_path_factory, fast_repo):
+    """(DATA_DIR, OUTPUT_DIR) of a run on 6 s of the real clips, separated by a tiny Demucs."""
     folder = tmp_path_factory.mktemp("real")
     data, out = copy_music(folder / "music"), folder / "out"
     for path in data.rglob("*.au"):
         wave, rate = soundfile.read(path, stop=6 * soundfile.info(path).samplerate)
         soundfile.write(path, wave, rate)
-    overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={tiny_repo}"]
+    overrides = [f"DATA_DIR={data}", f"OUTPUT_DIR={out}", f"SEPARATION_REPO={fast_repo}"]
     overrides += ["DEVICE=cpu", "PRETRAINED=False", "IMG_SIZE=64", "EPOCHS=2", "BATCH_SIZE=4"]
     overrides += ["SEPARATION_OVERLAP=0"]
     run_training(load_settings(overrides), with_report=True)

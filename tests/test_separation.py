@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import TINY_DEMUCS, put_repo
 from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 from demucs.states import save_with_checksum
 from helpers import stop_after_first_entry
 from safetensors.torch import load_file, save_file
+from tiny_demucs import TINY_DEMUCS, put_repo
 
 from stemgenre.data import audio
 from stemgenre.data.audio import decode

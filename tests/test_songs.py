@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from conftest import SMALL_RUN
-from helpers import put_table, run_training
+from helpers import SMALL_RUN, put_table, run_training
 from kill_points import start_two
 
 from stemgenre.data import audio

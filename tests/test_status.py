@@ -6,7 +6,7 @@ import time
 
 import kill_points
 import pytest
-from conftest import SMALL_RUN
+from helpers import SMALL_RUN
 
 from stemgenre import status
 from stemgenre.errors import Interrupted, UserError

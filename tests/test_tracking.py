@@ -11,8 +11,7 @@ import time
 import kill_points
 import pandas as pd
 import pytest
-from conftest import SMALL_RUN
-from helpers import ROOT, run_training
+from helpers import ROOT, SMALL_RUN, run_training
 
 from stemgenre.errors import UserError
 from stemgenre.settings import load_settings

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_RUN
-from helpers import run_training
+from helpers import SMALL_RUN, run_training
 
 from stemgenre import Classifier
 from stemgenre.features.augmentation import NO_AUGMENT, tta_views
