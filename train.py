@@ -171,6 +171,7 @@ def train_network(
     from stemgenre.training.inference import compute_channel_stats, compute_logits, load_models
     from stemgenre.training.members import MemberResult
     from stemgenre.training.model import build_model
+    from stemgenre.training.saving import restore
     from stemgenre.training.trainer import Trainer
 
     settings, paths = member.settings, member.settings.paths
@@ -207,7 +208,7 @@ def train_network(
         run_signature=member.run_signature,
     )
     if saved:
-        trainer.restore(saved)
+        restore(trainer, saved)
     report = Report(settings, competition, member.train, member.valid, runtime)
     report.begin(trainer.state)
     tracker.begin(trainer.state, run_id=trainer.run_id, steps_per_epoch=trainer.steps_per_epoch)

@@ -5,7 +5,7 @@
 `--files` checkpoints, best models, ImageNet weights and Demucs files in all, and `--audio` audio
 files of each kind, are damaged: bits flipped, blocks cut, zeroed, repeated, moved or inserted,
 numbers overwritten by extreme ones. Networks are tiny, clips last three seconds. A checkpoint goes
-through load_resume_checkpoint and Trainer.restore, an audio file through probe and decode.
+through load_resume_checkpoint and restore, an audio file through probe and decode.
 
 Each file ends as one of
   refused    a UserError of one line that names the file

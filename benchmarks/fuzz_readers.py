@@ -32,6 +32,7 @@ from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.settings import ModelSettings, SeparationSettings, load_settings
 from stemgenre.training import backbones, checkpoint, model
 from stemgenre.training.inference import load_models, stems_to_logits
+from stemgenre.training.saving import restore
 from stemgenre.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -353,7 +354,7 @@ def new_trainer(place, *, resume=True):
         run_signature=run_signature,
     )
     if saved:
-        trainer.restore(saved)
+        restore(trainer, saved)
     return trainer
 
 

@@ -30,10 +30,11 @@ from stemgenre.runtime import (
     use_one_core,
 )
 from stemgenre.settings import Settings
-from stemgenre.training import checkpoint, optimisation
+from stemgenre.training import checkpoint, optimisation, saving
 from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.epoch_sums import EpochSums
 from stemgenre.training.inference import amp_type, autocast, compute_logits
-from stemgenre.training.model import GenreNet, all_finite, average_stats, maybe_compile, wrap_ddp
+from stemgenre.training.model import GenreNet, average_stats, maybe_compile, wrap_ddp
 from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly, training_batches
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,6 @@ class Trainer:
         self.state, self.run_id = TrainState(), checkpoint.new_run_id()
         self.best_weights = {}  # on the CPU, of state.best_epoch
         self.saved_at = time.monotonic()
-        self.logged_at = (0.0, 0)  # time.monotonic() and the step of the epoch
         self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
 
     def fit(
@@ -154,8 +154,8 @@ class Trainer:
                 state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
                 weights = self.kept_net.state_dict().items()
                 self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights}
-                self._save_best_model()
-            self._write_metrics()
+                saving.save_best_model(self)
+            saving.write_metrics(self)
             checkpoint.log_epoch(row, epochs=options.epochs, better=better and by != "last")
             self.save()
             after_epoch(state, logits)
@@ -168,17 +168,12 @@ class Trainer:
     ) -> None:
         """Takes the remaining steps of the current epoch. Raises Interrupted once saved."""
         options, state, runtime = self.settings.train, self.state, self.runtime
-        seed, device = self.settings.machine.seed, runtime.device
+        seed = self.settings.machine.seed
         batches = epoch_batches(
             self.train_clips, batch_size=options.batch_size, seed=seed, epoch=state.epoch
         )
         rank_batches = [batch[runtime.rank :: runtime.world_size] for batch in batches]
-        sums = torch.zeros(3, device=device)  # loss, correct clips, gradient norm
-        if runtime.is_main and state.sums:
-            sums += torch.tensor(state.sums["values"], device=device)
-        finite = torch.ones(len(batches), dtype=torch.bool, device=device)  # loss and gradients
-        started = time.monotonic() - state.sums.get("seconds", 0.0)
-        self.logged_at = time.monotonic(), state.step
+        sums = EpochSums(state.sums, done=state.step, steps=len(batches), runtime=runtime)
         log_every = self.settings.tracking.log_every_steps
         self.ddp_net.train()
         runtime.status.update(
@@ -216,24 +211,26 @@ class Trainer:
                 "FREEZE_STAGES",
             )
             may_skip = self.scaler.is_enabled()  # a step whose gradients overflow
-            finite[state.step] = loss.isfinite() & (norm.isfinite() | may_skip)
+            sums.add(state.step, loss, correct, norm, may_overflow=may_skip)
             if self.average and (not may_skip or norm.isfinite()):
                 self.average.update_parameters(self.net)
-            values = torch.stack([loss, correct, norm / runtime.world_size])
-            sums += values.nan_to_num(0.0, 0.0, 0.0)
             state.step += 1
             runtime.status.update(step=state.step)
-            if log_every and (state.epoch * len(batches) + state.step) % log_every == 0:
-                after_step(self._log_step(values, batch_clips))
+            steps = state.epoch * len(batches) + state.step  # of all epochs
+            if log_every and steps % log_every == 0:
+                lr = self.optimizer.param_groups[0]["lr"]
+                row = sums.row(state.step, clips=batch_clips, learning_rate=lr)
+                state.step_history.append({"epoch": state.epoch + 1, "step": steps} | row)
+                after_step(state.step_history[-1])
             self.on_step(state.step)
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
             due, stop_signal = runtime.all_reduce_max(int(due), runtime.stop.signal_number)
             if (due or stop_signal) and state.step < len(batches):
-                self._store_sums(sums, started, finite, rank_batches)
+                self._collect(sums, rank_batches)
                 self.save()
                 if stop_signal:
                     self._interrupt(stop_signal)
-        self._store_sums(sums, started, finite, rank_batches)
+        self._collect(sums, rank_batches)
 
     def _sample_params(self, position):
         """The AugmentParams, in this epoch, of the training clip at row `position`."""
@@ -356,56 +353,21 @@ class Trainer:
     def on_step(self, step: int) -> None:
         """Does nothing; called after the `step`-th step of an epoch. A hook for tests and tools."""
 
-    def _log_step(self, values, batch_clips):
-        """The row of metrics_steps.csv for a step, from its `values` on this rank.
+    def _collect(self, sums, rank_batches):
+        """Puts the sums over the epoch's steps, of all ranks, into the state. Waits for the device.
 
-        Its seconds are the mean over the steps since the row before, in this epoch and start.
+        Raises UserError if one of them or the weights are NaN or infinite.
         """
-        state, (logged_at, logged_step) = self.state, self.logged_at
-        gathered = self.runtime.all_gather(values.tolist())  # waits for the device
-        loss, correct, norm = (sum(column) for column in zip(*gathered, strict=True))
-        self.logged_at = time.monotonic(), state.step
-        row = {
-            "epoch": state.epoch + 1,
-            "step": state.epoch * self.steps_per_epoch + state.step,
-            "train_loss": loss / batch_clips,
-            "train_accuracy": correct / batch_clips,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": norm,
-            "seconds": (self.logged_at[0] - logged_at) / (state.step - logged_step),
-        }
-        state.step_history.append(row)
-        return row
-
-    def _store_sums(self, sums, started, finite, rank_batches):
-        """Puts the sums over the epoch's steps, of all ranks, into the state.
-
-        Waits for the device. Raises UserError on every rank, so before anything is saved, if a step
-        of any rank (see `finite`) or the weights are NaN or infinite.
-        """
-        epoch, found = self.state.epoch + 1, ()
         average_stats(self.net, self.runtime.world_size)
         if self.average:
             average_stats(self.average, self.runtime.world_size)
-        finite = finite.tolist()
-        if not (any if self.scaler.is_enabled() else all)(finite):  # fp16 may overflow in a step
-            step = finite.index(False)
-            names = self.train_clips["file_name"].iloc[rank_batches[step]].tolist()
-            clips = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            where = f"epoch {epoch}, batch {step + 1} of {len(finite)} (clips {clips})"
-            found = (step, f"the loss became NaN or infinite in {where}")
-        elif not all_finite(self.net):
-            step = self.state.step
-            where = f"epoch {epoch} after batch {step} of {len(finite)}"
-            found = (step, f"the weights became NaN or infinite in {where}")
-        gathered = self.runtime.all_gather((found, sums.tolist()))
-        if failures := [found for found, _ in gathered if found]:
-            raise UserError(
-                f"{min(failures)[1]}; the last good checkpoint is kept. Resume with "
-                "LOAD_SCHEDULER_STATE=False and a lower LR, or with USE_AMP=False"
-            )
-        values = [sum(column) for column in zip(*(sums for _, sums in gathered), strict=True)]
-        self.state.sums = {"values": values, "seconds": time.monotonic() - started}
+        self.state.sums = sums.collect(
+            self.net,
+            epoch=self.state.epoch + 1,
+            steps=self.state.step,
+            may_overflow=self.scaler.is_enabled(),
+            names_of=lambda step: self.train_clips["file_name"].iloc[rank_batches[step]].tolist(),
+        )
 
     def _metrics(self, logits, *, seconds):
         """The row of metrics.csv for an epoch whose validation took so many `seconds`."""
@@ -424,88 +386,8 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
-        if self.runtime.is_main:
-            content = {
-                "run_id": self.run_id,
-                "run_signature": self.run_signature,
-                "train_state": vars(self.state),
-                "weights": self.net.state_dict(),
-                "average": self.average.state_dict() if self.average else {},
-                "best_weights": self.best_weights,
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                **self.frontend.state(),
-            }
-            checkpoint.save_run(self.checkpoint_path, content, first=not self.owns_checkpoint)
+        saving.save_checkpoint(self)
         self.owns_checkpoint, self.saved_at = True, time.monotonic()
-
-    def _write_metrics(self):
-        if self.runtime.is_main:
-            path = self.settings.paths.output("metrics.csv")
-            checkpoint.write_metrics(path, self.state.history, self.run_id)
-
-    def _save_best_model(self):
-        if self.runtime.is_main:
-            content = {
-                "run_id": self.run_id,
-                "backbone": self.settings.model.backbone,
-                "weights": self.best_weights,
-                "epoch": self.state.best_epoch,
-                "valid_accuracy": self.state.best_accuracy,
-                "label_ids": self.label_ids,
-                "label_names": self.label_names,
-                "separation_model": self.settings.separation.separation_model,
-                **self.frontend.state(),
-            }
-            checkpoint.save(self.best_model_path, "model", content)
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Resumes from the content of a checkpoint whose run_signature is this run's.
-
-        The optimiser and the scheduler resume as LOAD_OPTIMIZER_STATE and LOAD_SCHEDULER_STATE say;
-        a scheduler that does not restarts, without warm-up, over the remaining epochs. Raises
-        UserError if the content is incomplete.
-        """
-        options = self.settings.train
-        initial_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
-        try:
-            self.run_id, self.best_weights = saved["run_id"], saved["best_weights"]
-            self.state = TrainState(**saved["train_state"])
-            self.state.check()
-            if self.state.best_epoch:
-                self.net.load_state_dict(self.best_weights)  # so that these, too, are complete
-            self.net.load_state_dict(saved["weights"])
-            if self.average:
-                self.average.load_state_dict(saved["average"])
-            if options.load_optimizer_state:
-                self.optimizer.load_state_dict(saved["optimizer"])
-                if saved["scaler"]:  # empty from a run that was not in fp16
-                    self.scaler.load_state_dict(saved["scaler"])
-            if options.load_scheduler_state:
-                self.scheduler.load_state_dict(saved["scheduler"])
-                self.scheduler.T_max = options.epochs - self.scheduler.warmup
-                lrs = self.scheduler.get_last_lr()
-                for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-                    group["lr"] = lr
-            else:
-                for group, lr in zip(self.optimizer.param_groups, initial_lrs, strict=True):
-                    group.update(lr=lr, initial_lr=lr)
-                remaining = max(1, options.epochs - self.state.epoch)
-                self.scheduler = optimisation.WarmupCosineLR(
-                    self.optimizer, remaining, min_lr=options.min_lr
-                )
-        except checkpoint.MALFORMED as error:
-            reason = first_line(error)
-            raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
-        self.owns_checkpoint = True
-        state, path = self.state, self.best_model_path
-        log.info("resumed from epoch %d, step %d (%s)", state.epoch + 1, state.step, saved["path"])
-        if state.best_epoch and self.runtime.is_main:
-            self._write_metrics()  # those in the folder may be of another run or a later epoch
-            if not checkpoint.is_best_model_of(path, self.run_id, state.best_epoch):
-                log.warning("%s is missing or of another run: written from the checkpoint", path)
-                self._save_best_model()
 
     def _interrupt(self, signal_number):
         log.info(

@@ -1,0 +1,109 @@
+"""What a run saves of its Trainer, and how a Trainer resumes from it."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from stemgenre.errors import UserError, first_line
+from stemgenre.training import checkpoint
+from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.optimisation import WarmupCosineLR
+
+if TYPE_CHECKING:
+    from stemgenre.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(trainer: "Trainer") -> None:
+    """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
+    if not trainer.runtime.is_main:
+        return
+    content = {
+        "run_id": trainer.run_id,
+        "run_signature": trainer.run_signature,
+        "train_state": vars(trainer.state),
+        "weights": trainer.net.state_dict(),
+        "average": trainer.average.state_dict() if trainer.average else {},
+        "best_weights": trainer.best_weights,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        **trainer.frontend.state(),
+    }
+    checkpoint.save_run(trainer.checkpoint_path, content, first=not trainer.owns_checkpoint)
+
+
+def save_best_model(trainer: "Trainer") -> None:
+    """Writes the best epoch's weights, and what predicting needs, to BEST_MODEL_FILE, on rank 0."""
+    if not trainer.runtime.is_main:
+        return
+    content = {
+        "run_id": trainer.run_id,
+        "backbone": trainer.settings.model.backbone,
+        "weights": trainer.best_weights,
+        "epoch": trainer.state.best_epoch,
+        "valid_accuracy": trainer.state.best_accuracy,
+        "label_ids": trainer.label_ids,
+        "label_names": trainer.label_names,
+        "separation_model": trainer.settings.separation.separation_model,
+        **trainer.frontend.state(),
+    }
+    checkpoint.save(trainer.best_model_path, "model", content)
+
+
+def write_metrics(trainer: "Trainer") -> None:
+    """Writes metrics.csv, on rank 0."""
+    if trainer.runtime.is_main:
+        path = trainer.settings.paths.output("metrics.csv")
+        checkpoint.write_metrics(path, trainer.state.history, trainer.run_id)
+
+
+def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
+    """Resumes from the content of a checkpoint whose run_signature is the trainer's.
+
+    The optimiser and the scheduler resume as LOAD_OPTIMIZER_STATE and LOAD_SCHEDULER_STATE say; a
+    scheduler that does not restarts, without warm-up, over the remaining epochs. Raises UserError
+    if the content is incomplete.
+    """
+    try:
+        trainer.run_id, trainer.best_weights = saved["run_id"], saved["best_weights"]
+        trainer.state = TrainState(**saved["train_state"])
+        trainer.state.check()
+        if trainer.state.best_epoch:
+            trainer.net.load_state_dict(trainer.best_weights)  # so that these, too, are complete
+        trainer.net.load_state_dict(saved["weights"])
+        if trainer.average:
+            trainer.average.load_state_dict(saved["average"])
+        _restore_optimizer(trainer, saved)
+    except checkpoint.MALFORMED as error:
+        reason = first_line(error)
+        raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
+    trainer.owns_checkpoint = True
+    state, path = trainer.state, trainer.best_model_path
+    log.info("resumed from epoch %d, step %d (%s)", state.epoch + 1, state.step, saved["path"])
+    if state.best_epoch and trainer.runtime.is_main:
+        write_metrics(trainer)  # those in the folder may be of another run or a later epoch
+        if not checkpoint.is_best_model_of(path, trainer.run_id, state.best_epoch):
+            log.warning("%s is missing or of another run: written from the checkpoint", path)
+            save_best_model(trainer)
+
+
+def _restore_optimizer(trainer, saved):
+    """The optimiser with its learning rates, the loss scale, the scheduler."""
+    options, groups = trainer.settings.train, trainer.optimizer.param_groups
+    initial_lrs = [group["initial_lr"] for group in groups]
+    if options.load_optimizer_state:
+        trainer.optimizer.load_state_dict(saved["optimizer"])
+        if saved["scaler"]:  # empty from a run that was not in fp16
+            trainer.scaler.load_state_dict(saved["scaler"])
+    groups = trainer.optimizer.param_groups  # others, if they were loaded
+    if options.load_scheduler_state:
+        trainer.scheduler.load_state_dict(saved["scheduler"])
+        trainer.scheduler.T_max = options.epochs - trainer.scheduler.warmup
+        for group, lr in zip(groups, trainer.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+    else:
+        for group, lr in zip(groups, initial_lrs, strict=True):
+            group.update(lr=lr, initial_lr=lr)
+        remaining = max(1, options.epochs - trainer.state.epoch)
+        trainer.scheduler = WarmupCosineLR(trainer.optimizer, remaining, min_lr=options.min_lr)
