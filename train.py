@@ -78,7 +78,11 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     tracking = Tracking(settings, runtime)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = open_cache(settings)
-    hash_source = functools.cache(cache.hash_source)  # each file is looked at once
+    known_hashes = functools.cache(cache.hash_source)  # each file is looked at once
+
+    def hash_source(path):
+        return known_hashes(str(path))  # whose hash() takes a seventh of a Path's
+
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)

@@ -123,16 +123,16 @@ def _from_masters(data_dir, train_master, audio):
     if len(labels) < 2:
         raise UserError(f"{label_master} has {len(labels)} genre; a classifier needs two or more")
     train = read_targets(train_master, labels, label_master)
-    train["path"] = find_paths(train["file_name"], audio, train_master)
-    _check_single_label(train, train_master)
-    train = train[~_texts(train["path"]).duplicated()].reset_index(drop=True)
-    template, test = _read_sample_submit(data_dir, audio)
+    index = ClipIndex(audio)
+    train["path"] = find_paths(train["file_name"], index, train_master)
+    train = _once_each(train, train_master)
+    template, test = _read_sample_submit(data_dir, index)
     if template is None:
         labelled = {path.name for path in train["path"]}
         paths = [p for p in audio if p.name not in labelled and is_test(p, data_dir)]
         names = dict.fromkeys(path.name for path in paths)
         test = pd.DataFrame({"file_name": [*names]})
-        test["path"] = find_paths(names, audio, data_dir)
+        test["path"] = find_paths(names, index, data_dir)
         missing = _not_found(data_dir, "sample_submit")
         if not names:
             raise UserError(
@@ -176,7 +176,7 @@ def _from_genre_folders(data_dir, audio):
             "group": None,
         }
     )
-    template, test = _read_sample_submit(data_dir, audio)
+    template, test = _read_sample_submit(data_dir, ClipIndex(audio))
     if template is None:
         paths = [path for path in nested if is_test(path.parent, data_dir)]
         paths += [path for path in audio if path.parent == data_dir and is_test(path, data_dir)]
@@ -199,14 +199,14 @@ def is_test(path: Path, data_dir: Path) -> bool:
     return any(part.lower().startswith("test") for part in path.relative_to(data_dir).parts)
 
 
-def _read_sample_submit(data_dir, audio):
+def _read_sample_submit(data_dir, index):
     """(template, table of its files with file_name and path), or (None, None) without one."""
     sample_submit = find_master(data_dir, "sample_submit")
     if not sample_submit:
         return None, None
     template = read_template(sample_submit)
     names = dict.fromkeys(row[template.file_column] for row in template.rows)
-    paths = find_paths(names, audio, sample_submit)
+    paths = find_paths(names, index, sample_submit)
     return template, pd.DataFrame({"file_name": [*names], "path": paths})
 
 
@@ -235,13 +235,20 @@ def _in_natural_order(table):
     return table.iloc[order].reset_index(drop=True)
 
 
-def find_paths(names: Iterable[str], audio: Sequence[Path], table: Path) -> list[Path]:
-    """The audio path of each file name in `table`. Raises UserError for those without audio."""
-    by_name = {}
-    for path in audio:
-        by_name.setdefault(path.name, []).append(path)
+class ClipIndex:
+    """Clips, the paths of find_clips, by their names in tables."""
+
+    def __init__(self, clips: Sequence[Path]):
+        self.by_name = {}
+        for path in clips:
+            self.by_name.setdefault(path.name, []).append(path)
+        self.has_songs = any(is_song(path) for path in clips)
+
+
+def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path]:
+    """The clip of each file name in `table`. Raises UserError for those without one."""
+    by_name, has_songs = index.by_name, index.has_songs
     paths, missing = [], []
-    has_songs = any(is_song(path) for path in audio)
     for text in names:
         plain = by_name.get(text, ())
         if len(plain) == 1 and not has_songs and "\\" not in text and text[1:2] != ":":
@@ -315,12 +322,17 @@ def _texts(paths):
     return paths.map(str)
 
 
-def _check_single_label(train, master):
-    """Raises UserError if a file is in `train` under two names with different labels."""
-    for path, rows in train[_texts(train["path"]).duplicated(keep=False)].groupby("path"):
+def _once_each(train, master):
+    """The rows of `train` without those of a file that is in it under another name, too.
+
+    Raises UserError if such a file has two labels.
+    """
+    texts = _texts(train["path"])
+    for path, rows in train[texts.duplicated(keep=False)].groupby("path"):
         if rows["target"].nunique() > 1:
             names = " and ".join(rows["file_name"])
             raise UserError(f"{master} gives {path} two labels, as {names}; keep one")
+    return train[~texts.duplicated()].reset_index(drop=True)
 
 
 def read_labels(master: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from stemgenre.data.competition import (
+    ClipIndex,
     Competition,
     find_paths,
     is_test,
@@ -95,7 +96,7 @@ def _read_folder(folder, label_names, settings):
             raise UserError(f"EXTRA_DATA: {train_master} needs a label_master beside it")
         labels = read_labels(label_master)
         table = read_targets(train_master, labels, label_master)
-        table["path"] = find_paths(table["file_name"], audio, train_master)
+        table["path"] = find_paths(table["file_name"], ClipIndex(audio), train_master)
         genres = labels["label_name"].iloc[table["target"]].tolist()
     else:
         paths = [p for p in audio if p.parent != folder and not is_test(p.parent, folder)]
