@@ -9,7 +9,6 @@ python train.py --download-only               fetches the models, to train witho
 torchrun --nproc-per-node=4 train.py          on four GPUs
 """
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +59,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.data.competition import load_competition
     from stemgenre.data.extra import add_extra, extra_folders, with_extra
     from stemgenre.data.leakage import warn_of_leakage
+    from stemgenre.data.source_hashes import once_each
     from stemgenre.data.split import GROUPS_FILE, make_splits
     from stemgenre.demo.demo import ensure_demo
     from stemgenre.report.metrics import write_classification_report
@@ -78,11 +78,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     tracking = Tracking(settings, runtime)
     log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
     cache = open_cache(settings)
-    known_hashes = functools.cache(cache.hash_source)  # each file is looked at once
-
-    def hash_source(path):
-        return known_hashes(str(path))  # whose hash() takes a seventh of a Path's
-
+    hash_source = once_each(cache.hash_source)
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)

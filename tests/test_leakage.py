@@ -2,13 +2,14 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import put_audio, put_table
 
 from stemgenre.data.competition import load_competition
 from stemgenre.data.leakage import warn_of_leakage
-from stemgenre.data.source_hashes import SourceHashes
+from stemgenre.data.source_hashes import SourceHashes, once_each
 
 GROUPS = [
     ("split", "clip", "file_name", "group"),
@@ -80,3 +81,11 @@ def test_groups_that_eda_found_are_named_with_equal_files_in_one_line(warnings, 
 def test_groups_of_other_clips_say_nothing_about_these(warnings, tmp_path, rows):
     put_table(tmp_path / "groups.csv", rows, separator=",")
     assert warnings() == []
+
+
+def test_a_file_is_looked_at_once_however_its_path_is_given():
+    looked_at = []
+    hash_source = once_each(lambda path: looked_at.append(path) or f"hash of {path}")
+    assert hash_source(Path("a.wav")) == hash_source("a.wav") == "hash of a.wav"
+    assert hash_source("b.wav") == "hash of b.wav"
+    assert looked_at == ["a.wav", "b.wav"]

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +133,15 @@ class SourceHashes:
         if file_state(source) == state:
             self.notes.add(state, digest)
         return digest
+
+
+def once_each(hash_source: Callable[[Path | str], str]) -> Callable[[Path | str], str]:
+    """`hash_source`, which looks at each path once and then remembers it.
+
+    By the path's text, whose hash() takes a seventh of a Path's.
+    """
+    known = functools.cache(hash_source)
+    return lambda path: known(str(path))
 
 
 @contextlib.contextmanager
