@@ -21,6 +21,8 @@ ENDINGS = {  # name: (what main does, exit code)
     "user error": ('raise UserError("LR=0 is invalid")', 2),
     "SIGINT": (f"os.kill(os.getpid(), signal.SIGINT)\n{STOP}", 130),
     "SIGTERM": (f"os.kill(os.getpid(), signal.SIGTERM)\n{STOP}", 143),
+    "SIGHUP": (f"os.kill(os.getpid(), signal.SIGHUP)\n{STOP}", 143),  # a lost terminal
+    "SIGHUP under nohup": (f"os.kill(os.getpid(), signal.SIGHUP)\n{STOP}", 0),
     "SIGINT twice": ("for _ in range(2): os.kill(os.getpid(), signal.SIGINT)", 130),
     "internal error": ("assert False, 'a bug'", 1),
 }
@@ -46,6 +48,7 @@ for name, (ending, _) in ENDINGS.items():  # in forks: torch is imported once
     folder.mkdir()
     if os.fork() == 0:
         sys.stdout, sys.stderr = (folder / "stdout").open("w"), (folder / "stderr").open("w")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in name else signal.SIG_DFL)
         try:
             cli.run_script(main)
             code = 0
@@ -80,7 +83,7 @@ def test_the_exit_code_says_how_it_ended(runs, name, code):
 
 def test_what_the_user_can_fix_is_one_line_without_a_traceback(runs):
     assert runs["user error"][2] == "error: LR=0 is invalid\n"
-    for name in ("SIGINT", "SIGTERM", "SIGINT twice"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGINT twice"):
         assert "Traceback" not in runs[name][2]
     assert "internal error, please report it" in runs["internal error"][2]
     assert "a bug" in runs["internal error"][2]
@@ -223,11 +226,11 @@ cli.run_script(main)
 
 
 @pytest.mark.parametrize(
-    "console",
-    ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full",
-     ">/dev/null 2>/dev/null"],
+    ("console", "encoding"),
+    [("| head -1", "utf-8"), ("| head -1", "ascii"), ("2>&1 | head -1", "ascii"), (">&-", "utf-8"),
+     ("2>&-", "ascii"), (">&- 2>&- <&-", "utf-8"), (">/dev/full", "utf-8"), (">/dev/full", "ascii"),
+     ("2>/dev/full", "ascii"), (">/dev/null 2>/dev/null", "ascii")],
 )  # fmt: skip
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_console_that_cannot_be_written_does_not_end_the_run(tmp_path, console, encoding):
     (tmp_path / "script.py").write_text(CONSOLE_SCRIPT, encoding="utf-8")
     command = f"set -o pipefail; {sys.executable} script.py log.txt {console}"
@@ -252,23 +255,6 @@ def test_a_console_that_cannot_be_written_does_not_end_the_run(tmp_path, console
 def test_names_do_not_control_the_terminal():
     code = "from stemgenre import cli; cli.log_to_console(); cli.log.error('%s', 'a\\x1b[2Jb\\rc')"
     assert run_python("-c", code).stderr == "error: a\\x1b[2Jb\\rc\n"
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_a_lost_terminal_stops_a_run_as_SIGTERM_does(ignored):  # noqa: N802
-    code = (
-        "import os, signal, sys, time\n"
-        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
-        "from stemgenre import cli\n"
-        "from stemgenre.runtime import start_runtime\n"
-        "from stemgenre.settings import MachineSettings\n"
-        "def main():\n"
-        "    with start_runtime(MachineSettings.from_config(device='cpu')) as runtime:\n"
-        "        os.kill(os.getpid(), signal.SIGHUP)\n"
-        "        if runtime.sync_stop(): raise runtime.interrupted()\n"
-        "cli.run_script(main)\n"
-    )
-    assert run_python("-c", code).returncode in ((0,) if ignored else (129, 143))
 
 
 @pytest.mark.parametrize(
