@@ -18,24 +18,22 @@ from torch import nn
 from tqdm import tqdm
 
 from stemgenre.errors import Interrupted, UserError, first_line
-from stemgenre.features.augmentation import sample_params
 from stemgenre.features.log_mel import Frontend
-from stemgenre.features.windows import random_window
 from stemgenre.runtime import (
     MicroBatch,
     Runtime,
     derive_seed,
     is_out_of_memory,
     to_device,
-    use_one_core,
 )
 from stemgenre.settings import Settings
 from stemgenre.training import checkpoint, optimisation, saving
 from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.epoch_images import EpochImages
 from stemgenre.training.epoch_sums import EpochSums
 from stemgenre.training.inference import amp_type, autocast, compute_logits
 from stemgenre.training.model import GenreNet, average_stats, maybe_compile, wrap_ddp
-from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly, training_batches
+from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +66,14 @@ class Trainer:
         self.train_clips, self.valid_clips = train_clips, valid_clips
         self.label_names, self.label_ids = label_names, label_ids
         self.settings, self.runtime, self.run_signature = settings, runtime, run_signature
-        self.clip_indices = train_clips.index.tolist()
+        self.epoch_images = EpochImages(
+            frontend,
+            loader,
+            train_clips,
+            augment=settings.augment,
+            seed=settings.machine.seed,
+            device=device,
+        )
         self.steps_per_epoch = math.ceil(len(train_clips) / options.batch_size)
         self.labels = torch.tensor(train_clips["target"].to_numpy())
         probabilities = optimisation.target_probabilities(train_clips, num_classes=len(label_names))
@@ -168,9 +173,11 @@ class Trainer:
     ) -> None:
         """Takes the remaining steps of the current epoch. Raises Interrupted once saved."""
         options, state, runtime = self.settings.train, self.state, self.runtime
-        seed = self.settings.machine.seed
         batches = epoch_batches(
-            self.train_clips, batch_size=options.batch_size, seed=seed, epoch=state.epoch
+            self.train_clips,
+            batch_size=options.batch_size,
+            seed=self.settings.machine.seed,
+            epoch=state.epoch,
         )
         rank_batches = [batch[runtime.rank :: runtime.world_size] for batch in batches]
         sums = EpochSums(state.sums, done=state.step, steps=len(batches), runtime=runtime)
@@ -186,16 +193,7 @@ class Trainer:
             total=0,
         )
         for positions, inputs in tqdm(
-            training_batches(
-                self.loader,
-                self.train_clips,
-                rank_batches[state.step :],
-                section=self._window,
-                augment=self.settings.augment,
-                seed=seed,
-                epoch=state.epoch,
-                prepare=self._prepare,
-            ),
+            self.epoch_images.batches(rank_batches[state.step :], epoch=state.epoch),
             initial=state.step,
             total=len(batches),
             desc=f"epoch {state.epoch + 1}/{options.epochs}",
@@ -232,52 +230,16 @@ class Trainer:
                     self._interrupt(stop_signal)
         self._collect(sums, rank_batches)
 
-    def _sample_params(self, position):
-        """The AugmentParams, in this epoch, of the training clip at row `position`."""
-        return sample_params(
-            self.settings.augment,
-            seed=self.settings.machine.seed,
-            epoch=self.state.epoch,
-            clip_index=self.clip_indices[position],
-        )
-
-    def _window(self, position, length):
-        """(start, stop) in samples of what this epoch shows of the training clip at `position`."""
-        return random_window(
-            length,
-            self.frontend.clip_samples,
-            needed=self.frontend.needed_samples(self._sample_params(position)),
-            seed=self.settings.machine.seed,
-            epoch=self.state.epoch,
-            clip_index=self.clip_indices[position],
-        )
-
-    def _prepare(self, position, stems):
-        """What the loader's threads make of a training clip's stems: on a GPU, nothing.
-
-        On a CPU, the clip's image of this epoch, (1, C, height, width), while the network computes.
-        """
-        if self.runtime.device.type != "cpu":
-            return stems
-        use_one_core()  # there is a thread for each
-        image = self.frontend([stems], [self._sample_params(position)])
-        return image.to(memory_format=torch.channels_last)
-
-    def _images(self, inputs, params):
-        """Images (B, C, height, width) of a step's `inputs`, see _train_step()."""
-        on_cpu = self.runtime.device.type == "cpu"
-        return torch.cat(inputs) if on_cpu else self.frontend(inputs, params)
-
     def _train_step(self, positions, inputs, batch_clips, size):
         """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
 
-        `inputs` are what _prepare() made of the clips' stems.
-        In micro-batches of at most `size` clips. If it fails, because memory runs out or
-        torch.compile does not work here, it leaves everything as it was and can be repeated.
+        `inputs` are of epoch_images, for the clips at `positions`. It goes in micro-batches of at
+        most `size` clips. If it fails, because memory runs out or torch.compile does not work here,
+        it leaves everything as it was and can be repeated.
         """
         seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
         device, world_size, scaler = self.runtime.device, self.runtime.world_size, self.scaler
-        params = [self._sample_params(i) for i in positions]
+        params = self.epoch_images.params(positions, epoch=epoch)
         labels, targets = (to_device(t[positions], device) for t in (self.labels, self.targets))
         alpha = self.settings.augment.mixup_alpha
         compiled = self.compiled_net is not self.ddp_net
@@ -290,14 +252,16 @@ class Trainer:
         try:
             if alpha:  # of all images, so that the micro-batch's size does not decide on the pairs
                 pairs_seed = derive_seed(seed, epoch, step, self.runtime.rank, 5)
-                images = self._images(inputs, params)
+                images = self.epoch_images.compute(inputs, params)
                 mixed, targets = optimisation.mix_pairs(
                     images, targets, alpha=alpha, seed=pairs_seed
                 )
             # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
             largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
             for part in split_evenly(len(inputs), min(-(-largest // size), smallest)):
-                images = mixed[part] if alpha else self._images(inputs[part], params[part])
+                images = (
+                    mixed[part] if alpha else self.epoch_images.compute(inputs[part], params[part])
+                )
                 images = images.to(memory_format=torch.channels_last)
                 more = part.stop < len(inputs) and world_size > 1
                 with self.ddp_net.no_sync() if more else contextlib.nullcontext():
