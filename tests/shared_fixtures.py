@@ -38,6 +38,7 @@ def full_backbone(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_model():
+    """The network whose weights tiny_repo holds: by the same seed."""
     torch.manual_seed(0)
     return HTDemucs(**TINY_DEMUCS).eval()
 

@@ -4,6 +4,7 @@ Labels are joined by file name, never by position.
 """
 
 import filecmp
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def _from_masters(data_dir, train_master, audio):
     train = read_targets(train_master, labels, label_master)
     index = ClipIndex(audio)
     train["path"] = find_paths(train["file_name"], index, train_master)
-    train = _once_each(train, train_master)
+    train = _without_repeated(train, train_master)
     template, test = _read_sample_submit(data_dir, index)
     if template is None:
         labelled = {path.name for path in train["path"]}
@@ -236,13 +237,23 @@ def _in_natural_order(table):
 
 
 class ClipIndex:
-    """Clips, the paths of find_clips, by their names in tables."""
+    """Clips, the paths of find_clips, by their names in tables; made when a table is first read."""
 
     def __init__(self, clips: Sequence[Path]):
-        self.by_name = {}
-        for path in clips:
-            self.by_name.setdefault(path.name, []).append(path)
-        self.has_songs = any(is_song(path) for path in clips)
+        self.clips = clips
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        """{name of the file or folder: its paths}."""
+        found = {}
+        for path in self.clips:
+            found.setdefault(path.name, []).append(path)
+        return found
+
+    @functools.cached_property
+    def has_songs(self) -> bool:
+        """Whether a clip is a folder of stems."""
+        return any(is_song(path) for path in self.clips)
 
 
 def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path]:
@@ -322,7 +333,7 @@ def _texts(paths):
     return paths.map(str)
 
 
-def _once_each(train, master):
+def _without_repeated(train, master):
     """The rows of `train` without those of a file that is in it under another name, too.
 
     Raises UserError if such a file has two labels.

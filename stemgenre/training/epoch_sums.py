@@ -23,7 +23,7 @@ class EpochSums:
         self.sums = torch.zeros(3, device=runtime.device)  # loss, correct clips, gradient norm
         if runtime.is_main and saved:
             self.sums += torch.tensor(saved["values"], device=runtime.device)
-        self.last = self.sums  # of the last step
+        self.last = torch.zeros_like(self.sums)  # the last step's
         self.finite = torch.ones(steps, dtype=torch.bool, device=runtime.device)
         now = time.monotonic()
         self.started = now - saved.get("seconds", 0.0)

@@ -90,13 +90,13 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
 
 def _restore_optimizer(trainer, saved):
     """The optimiser with its learning rates, the loss scale, the scheduler."""
-    options, groups = trainer.settings.train, trainer.optimizer.param_groups
-    initial_lrs = [group["initial_lr"] for group in groups]
+    options = trainer.settings.train
+    initial_lrs = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     if options.load_optimizer_state:
         trainer.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"]:  # empty from a run that was not in fp16
             trainer.scaler.load_state_dict(saved["scaler"])
-    groups = trainer.optimizer.param_groups  # others, if they were loaded
+    groups = trainer.optimizer.param_groups
     if options.load_scheduler_state:
         trainer.scheduler.load_state_dict(saved["scheduler"])
         trainer.scheduler.T_max = options.epochs - trainer.scheduler.warmup
