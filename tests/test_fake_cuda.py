@@ -24,6 +24,7 @@ from stemgenre.runtime import MicroBatch, Runtime, StopRequest
 from stemgenre.separation import demucs_model
 from stemgenre.separation.demucs_model import Separator
 from stemgenre.settings import SeparationSettings, load_settings
+from stemgenre.training.epoch_sums import EpochSums
 from stemgenre.training.inference import stems_to_logits
 from stemgenre.training.model import GenreNet
 from stemgenre.training.stem_loader import StemLoader
@@ -166,6 +167,8 @@ def test_a_training_step_stays_on_the_gpu_without_waiting_for_it(
     trainer.net.train()
     results = trainer._train_step(np.arange(CLIPS), put_stems(settings), CLIPS, 4)
     assert [(result.device, result.shape) for result in results] == [(CUDA, ())] * 3
+    sums = EpochSums({}, done=0, steps=1, runtime=trainer.runtime)
+    sums.add(0, *results, may_overflow=trainer.scaler.is_enabled())
     if trainer.average:
         trainer.average.update_parameters(trainer.net)
     logits = stems_to_logits(
