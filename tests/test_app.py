@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_a_run_is_running_as_long_as_it_holds_its_lock(tmp_path):
     assert put_run(tmp_path / "b", stage="finished").status()["stage"] == "finished"
 
 
+def test_a_run_that_two_pages_stop_is_asked_once_so_that_it_saves(tmp_path, monkeypatch):
+    run, signals = put_run(tmp_path / "a"), []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    with output_lock(run.folder):
+        run.stop()
+        run.stop()
+    assert signals == [(os.getpid(), signal.SIGINT)]
+    with pytest.raises(UserError, match="a does not run"):
+        run.stop()
+
+
 def test_what_an_earlier_run_left_is_not_the_state_of_one_that_starts(tmp_path):
     run = put_run(tmp_path / "a", pid=1, stage="finished")
     with output_lock(run.folder):
@@ -159,6 +171,30 @@ def test_a_gpu_that_a_run_uses_is_left_to_it(tmp_path):
         assert device.type == "cpu" and "a is using the GPU" in reason
         write_text(run.folder / "settings_used.py", 'DEVICE = "cpu"\n')
         assert sounds.device_for(cuda, [run]) == (cuda, "")
+
+
+def test_a_training_is_a_process_of_its_own_that_is_watched_and_stopped(tmp_path, small_data):
+    run = Run("a", tmp_path / "a")
+    words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={run.folder}", "BACKBONE=cnn"]
+    start_training([*words, "EPOCHS=500", "PATIENCE=500"], run.folder)
+    pid = run.holder().pid
+    try:
+        assert os.getsid(pid) == pid, "it outlives the page"
+        wait_until(lambda: run.status()["stage"] == "training" and run.status()["step"])
+        run.stop()
+        wait_until(lambda: run.holder() is None)
+    finally:
+        if run.holder():
+            os.kill(pid, signal.SIGKILL)
+    assert run.status()["stage"] == "stopped"
+    assert (run.folder / "checkpoint.pth").is_file()
+
+
+def wait_until(condition):
+    ends = time.monotonic() + MILLISECONDS / 1000
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 # The script
@@ -330,6 +366,7 @@ def shot(page, name):
         page.screenshot(path=Path(os.environ["APP_PICTURES"]) / f"{name}.png", full_page=True)
 
 
+@pytest.mark.heavy
 def test_a_training_is_started_watched_stopped_resumed_and_outlives_the_page(
     folder, open_page, request
 ):
@@ -448,6 +485,7 @@ def test_sounds_are_predicted_with_players_of_their_stems_and_deleted(
     assert not list((folder / "tmp").rglob("*.wav"))
 
 
+@pytest.mark.heavy
 def test_the_data_is_looked_at_and_the_findings_open(page):
     open_tab(page, "Data")
     page.locator("#eda-start").click()

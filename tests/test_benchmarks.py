@@ -108,6 +108,7 @@ def test_rates_are_those_of_the_network_the_front_end_and_the_epoch(steps, tmp_p
     json.dumps(figures)
 
 
+@pytest.mark.heavy
 def test_the_demo_is_interrupted_resumed_and_compared(steps, tmp_path):
     steps.put_demo(tmp_path, steps.QUICK)
     figures = steps.FUNCTIONS["demo_float32"](tmp_path, steps.QUICK, "cpu")

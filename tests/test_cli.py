@@ -215,7 +215,7 @@ from stemgenre import cli
 
 def main():
     cli.log_to_file(Path(sys.argv[1]))
-    for n in tqdm(range(3000), desc="曲", mininterval=0):
+    for n in tqdm(range(300), desc="曲", mininterval=0):
         cli.log.info("曲 %d \\x1b[2J \\udce9", n)
     cli.log.error("曲 failed")
     print("曲 \\udce9", "x" * 100_000)
@@ -246,8 +246,8 @@ def test_a_console_that_cannot_be_written_does_not_end_the_run(tmp_path, console
     assert b"Traceback" not in done.stderr
     assert b"Error" not in done.stderr
     lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 3001
-    assert "曲 2999" in lines[-2]
+    assert len(lines) == 301
+    assert "曲 299" in lines[-2]
     assert "曲 failed" in lines[-1]
     assert not any("\x1b" in line for line in lines)
 

@@ -58,6 +58,7 @@ def test_without_a_compiler_the_run_continues_as_the_same_run(fails_in, compiled
     assert "\n" not in warning
 
 
+@pytest.mark.heavy
 def test_without_a_c_compiler_torch_compile_is_done_without(compiled_run, monkeypatch, caplog):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)

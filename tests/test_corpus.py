@@ -379,6 +379,7 @@ def test_damaged_weights_in_the_download_folder_are_refused(tmp_path, monkeypatc
         refused(lambda: imagenet_weights("efficientnet_b3"), str(path), "SHA-256")
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("ffmpeg")
 def test_files_damaged_at_random_are_refused_or_read_the_same():
     done = run_python(ROOT / "benchmarks" / "fuzz.py", "--files", 14, "--audio", 1, "--seed", 5)

@@ -126,6 +126,7 @@ def test_genres_can_be_classified(clips):
     assert cross_val_score(forest, features, labels, cv=3).mean() > 0.9
 
 
+@pytest.mark.heavy
 def test_genres_of_the_hard_demo_are_learnt_less_well_but_can_be():
     """Of which the last test finds more than 0.9 with ordinary clips."""
     labels, features = [], []

@@ -1,7 +1,8 @@
 """Two processes do one process's work: the same clips and augmentation; one that dies ends all.
 
-torchrun trains from scratch, separation included, until one of its two processes is killed. The
-others are forked as torchrun starts them: two resume what one process began, and end as that does.
+Two processes train from scratch, separation included, until one of them is killed; two resume what
+one process began, and end as that does. They are forked, with what torchrun tells its processes;
+the heavy test starts torchrun itself.
 """
 
 import os
@@ -26,6 +27,8 @@ from stemgenre.training import checkpoint
 HEAD_ONLY = (
     "FREEZE_STAGES=9", "FROZEN_BATCHNORM=fixed", "HEAD_DROPOUT=(0,0)", "LR=1e-3", "MIN_LR=1e-3",
 )  # fmt: skip
+
+ENDLESS = ("EPOCHS=9999", "PATIENCE=9999")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,12 @@ def start_torchrun(*words):
     )
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 240
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def workers_of(process):
     """Process ids of the two ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -69,15 +78,12 @@ def output_of(ranks):
 
 @pytest.fixture(scope="module")
 def killed(overrides, tmp_path_factory):
-    """(output folder, exit code, output) of two processes, one killed after an epoch or more."""
+    """(output folder, exit code, output) of a process whose other was killed after an epoch."""
     out = tmp_path_factory.mktemp("killed")
-    process = start_torchrun(*overrides, f"OUTPUT_DIR={out}", "EPOCHS=9999", "PATIENCE=9999")
-    deadline = time.monotonic() + 240
-    while not (out / "checkpoint.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(workers_of(process)[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    return out, process.returncode, output
+    ranks = start_two([*overrides, *ENDLESS, f"OUTPUT_DIR={out}"])
+    wait_for(out / "checkpoint.pth")
+    ranks[1].process.kill()
+    return out, *ranks[0].wait()
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,16 @@ def test_two_processes_measure_every_clip_once(both, killed):
     )
     for mine, theirs in zip(one, two, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.heavy
+def test_under_torchrun_a_killed_process_ends_the_other(overrides, tmp_path):
+    process = start_torchrun(*overrides, *ENDLESS, f"OUTPUT_DIR={tmp_path}")
+    wait_for(tmp_path / "checkpoint.pth")
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode
+    assert "RESUME_FROM_CHECKPOINT=True" in output
 
 
 def test_a_killed_process_ends_the_other_and_one_process_can_resume(killed, overrides):

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import runpy
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers import put_table, run_python, run_training
+from helpers import put_table, run_training
 
+from stemgenre.data import extra
 from stemgenre.data.competition import load_competition
 from stemgenre.data.extra import add_extra, extra_folders, with_extra
 from stemgenre.data.find_files import with_digest
@@ -185,17 +188,12 @@ def test_extra_data_that_does_not_fit_is_one_line(load, tmp_path):
     assert not (tmp_path / "eda").exists(), "nothing is done"
 
 
-def test_without_extra_data_nothing_of_its_search_is_imported(data):
-    code = (
-        "import sys, train\n"
-        "from stemgenre.data import competition, extra\n"
-        "from stemgenre.settings import load_settings\n"
-        "found = competition.load_competition(sys.argv[1], num_classes=2, cache_dir='none')\n"
-        "extra.add_extra(found, load_settings(), None, hash_source=None)\n"
-        "print([name for name in sys.modules if 'pyloudnorm' in name or 'duplicates' in name])\n"
-    )
-    done = run_python("-c", code, data)
-    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+def test_without_extra_data_nothing_of_its_search_is_imported(data, monkeypatch):
+    for name in ("pyloudnorm", "stemgenre.data.duplicates", "stemgenre.data.fingerprint"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
+    add_extra = runpy.run_path(extra.__file__)["add_extra"]
+    found = load_competition(data, num_classes=2, cache_dir="none")
+    assert add_extra(found, load_settings(), None, hash_source=None) is found
 
 
 # ----------------------------------------------------------------------------------- pseudo labels

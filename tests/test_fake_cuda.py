@@ -60,8 +60,8 @@ class Generator:
 
 @pytest.fixture
 def networks():
-    """(a GenreNet with two frozen stages, HTDemucs), made before tensors are fake."""
-    return GenreNet(2, freeze_stages=2), htdemucs.HTDemucs(**TINY_DEMUCS)
+    """(a small GenreNet with a frozen stage, HTDemucs), made before tensors are fake."""
+    return GenreNet(2, backbone="cnn", freeze_stages=1), htdemucs.HTDemucs(**TINY_DEMUCS)
 
 
 @pytest.fixture

@@ -44,11 +44,8 @@ SEPARATION = [
 ]  # fmt: skip
 FULL = [
     ("open:.checkpoint.pth*", 2, "checkpoint.pth"),
-    ("open:.best_model.pth*", 1, "best_model.pth"),
     ("open:.metrics.csv*", 1, "metrics.csv"),
     ("open:.submit.csv*", 1, "submit.csv"),
-    ("open:.valid_predictions.csv*", 1, "valid_predictions.csv"),
-    ("open:.test_probabilities.csv*", 1, "test_probabilities.csv"),
     ("open:.summary.json*", 1, "summary.json"),
 ]
 
@@ -120,7 +117,13 @@ def older(training, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("events", TRAINING.values(), ids=TRAINING)
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(events, id=moment, marks=[pytest.mark.heavy] * (moment != "while saving"))
+        for moment, events in TRAINING.items()
+    ],
+)
 def test_killed_in_training(training, older, tmp_path, events):
     overrides, cache, expected = training
     out = shutil.copytree(older, tmp_path / "out")

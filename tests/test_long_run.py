@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import pytest
 from helpers import run_training
 
 from stemgenre.training.trainer import Trainer
 
 
+@pytest.mark.heavy
 def test_fifteen_epochs_leave_no_file_open_and_hardly_grow(small_settings, monkeypatch):
     memory, files = [], []
 

@@ -270,6 +270,7 @@ def test_a_tracker_that_fails_is_one_warning(tensorboard, small_data, tmp_path, 
     assert (out / "submit.csv").is_file()
 
 
+@pytest.mark.heavy
 def test_wandb_without_a_key_is_one_warning(wandb, small_data, tmp_path):
     code = (
         "import sys, torch; from stemgenre import cli; from stemgenre.runtime import *\n"
