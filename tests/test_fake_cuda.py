@@ -17,6 +17,7 @@ from helpers import SMALL_RUN
 from tiny_demucs import TINY_DEMUCS
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stemgenre.features.augmentation import NO_AUGMENT, sample_params
 from stemgenre.features.log_mel import Frontend
@@ -67,7 +68,6 @@ def networks():
 @pytest.fixture
 def cuda(networks, monkeypatch):
     """Within the test, tensors on CUDA can be made, of which none has values."""
-    randn = torch.randn
     monkeypatch.setattr(nn.Module, "to", move)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -75,7 +75,7 @@ def cuda(networks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(torch, "randn", lambda *size, generator, device: randn(size, device=device))
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda tensor, generator: tensor.fill_(0.1))
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -114,12 +114,39 @@ def test_images_are_computed_on_the_gpu_without_waiting_for_it(device, words):
     frontend = Frontend(settings.features, device=CUDA)
     stems = put_stems(settings, device=device, channels=1 if "CHANNELS=mix" in words else 4)
     augmented = [
-        sample_params(settings.augment, seed=0, epoch=epoch, clip_index=0) for epoch in range(12)
+        sample_params(settings.augment, seed=0, epoch=epoch, clip_index=0) for epoch in range(13)
     ]
-    for params in (NO_AUGMENT, *augmented):
-        images = frontend(stems[:1], [params])
-        assert (images.device, images.dtype) == (CUDA, torch.float32)
-        assert images.shape == (1, len(settings.features.channel_names), 64, 64)
+    stems = [*stems, stems[0][:, :9000]] * 2
+    images = frontend(stems, [NO_AUGMENT, *augmented])
+    assert (images.device, images.dtype) == (CUDA, torch.float32)
+    assert images.shape == (len(stems), len(settings.features.channel_names), 64, 64)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations on the GPU that are not mere views, most of them a kernel."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        if isinstance(result, torch.Tensor) and result.device == CUDA:
+            self.count += not operation.is_view
+        return result
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_clip_more_costs_few_kernels():
+    """One by one, the clips of a batch would cost more than the network's forward pass."""
+    settings, counts = settings_of(), []
+    frontend = Frontend(settings.features, device=CUDA)
+    params = [
+        sample_params(settings.augment, seed=0, epoch=epoch, clip_index=0) for epoch in range(24)
+    ]
+    for clips in (12, 24):
+        with Operations() as operations:
+            frontend(put_stems(settings)[:1] * clips, params[:clips])
+        counts.append(operations.count)
+    assert counts[1] - counts[0] < 12 * 12
 
 
 def make_trainer(net, settings):

@@ -14,7 +14,8 @@ import torch
 
 from stemgenre.demo.synth import GENRES, render
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
-from stemgenre.features.log_mel import Frontend, RunningStats, add_noise, power_to_db, shift_wave
+from stemgenre.features.log_mel import Frontend, RunningStats, add_noise, put_shifted
+from stemgenre.features.mel_power import power_to_db
 from stemgenre.runtime import use_one_core
 from stemgenre.settings import FeatureSettings
 
@@ -122,6 +123,31 @@ def test_an_image_does_not_depend_on_its_batch():
         assert torch.equal(image, frontend([clip], [augment])[0])
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"channels": "mix,drums", "num_channels": 3, "db_reference": "stem"}], ids=str
+)
+def test_clips_that_are_computed_together_as_on_a_gpu_have_the_images_of_each_alone(changes):
+    frontend = Frontend(FEATURES.model_copy(update=changes), device=CPU, channel_stats=None)
+    clips = [torch.tensor(synthesise(genre)) for genre in ("metal", "jazz", "pop", "rock", "blues")]
+    clips[2] = clips[2][:, : SR * 3 // 2].half()
+    gains = {"stem_gains_db": (3.0, -3.0, 0.0, 6.0), "silent_stems": (False, True, False, False)}
+    params = [
+        AugmentParams(rate=1.1, noise_db=30.0, noise_seed=4, time_mask=(0.2, 0.1)),
+        NO_AUGMENT,
+        AugmentParams(semitones=1, shift_seconds=-0.2, noise_db=40.0, noise_seed=5),
+        AugmentParams(semitones=-2, rate=0.8, shift_seconds=0.1, **gains),
+        AugmentParams(frequency_mask=(0.9, 0.2)),
+    ]
+    alone = frontend(clips, params)
+    frontend.pool, pool = None, frontend.pool
+    (frontend.filters,) = frontend._mel_filters([0.0])
+    together = frontend(clips, params)
+    pool.shutdown()
+    assert together.shape == (5, len(FEATURES.model_copy(update=changes).channel_names), 96, 96)
+    assert (together - alone).abs().max() < 1e-3
+    assert ((together == 0) == (alone == 0)).all()
+
+
 def test_an_image_does_not_depend_on_the_thread_that_computes_it():
     """In training a thread of one core does, in validation the main thread and its helpers."""
     clip = torch.tensor(synthesise("metal"))
@@ -155,19 +181,29 @@ def test_masks_set_their_band_to_the_mean():
 
 
 def test_a_shift_fills_with_zeros():
-    assert shift_wave(torch.ones(4, 10), 3)[0].tolist() == [0] * 3 + [1] * 7
-    assert shift_wave(torch.ones(4, 10), -3)[0].tolist() == [1] * 7 + [0] * 3
+    waves = torch.arange(1.0, 6).repeat(4, 1)
+    for samples, expected in (
+        (2, [0, 0, 1, 2, 3]), (-2, [3, 4, 5, 0, 0]), (9, [0] * 5), (-9, [0] * 5),
+    ):  # fmt: skip
+        target = torch.zeros(4, 5)
+        put_shifted(target, waves, samples)
+        assert target.tolist() == [expected] * 4
 
 
 @pytest.mark.parametrize("noise_db", [30.0, 50.0])
 @pytest.mark.parametrize("gain", [1.0, 0.01])
 def test_the_mix_has_noise_at_the_given_level_below_its_own(noise_db, gain):
     stems = torch.tensor(gain * synthesise("rock"))
-    noisy = add_noise(stems, level_db=noise_db, seed=1)
-    mix, noise = stems.sum(0), noisy.sum(0) - stems.sum(0)
-    assert 20 * torch.log10(mix.std() / noise.std()) == pytest.approx(noise_db, abs=0.1)
-    assert not torch.equal(noisy, add_noise(stems, level_db=noise_db, seed=2))
-    assert torch.equal(stems, torch.tensor(gain * synthesise("rock"))), "the stems are unchanged"
+    clips, length = stems.repeat(3, 1, 1), stems.shape[1] // 2  # of the second
+    clips[1, :, length:] = 0
+    noisy, lengths = clips.clone(), [stems.shape[1], length, stems.shape[1]]
+    add_noise(noisy, lengths, levels_db=[noise_db, noise_db, np.inf], seeds=[1, 2, 3])
+    for clip, before, samples in zip(noisy[:2], clips, lengths, strict=False):
+        mix, noise = before.sum(0)[:samples], (clip - before).sum(0)[:samples]
+        assert 20 * torch.log10(mix.std() / noise.std()) == pytest.approx(noise_db, abs=0.1)
+    assert not noisy[1, :, length:].any()
+    assert not torch.equal(noisy[0, :, :length], noisy[1, :, :length])
+    assert torch.equal(noisy[2], clips[2])
 
 
 def test_noise_does_not_depend_on_the_gain_of_a_recording():
