@@ -127,7 +127,8 @@ class Frontend:
                 mel_power, filters=own, window=self.window, hop_length=hop_length
             )
             wave = wave[:, : length + 2 * (features.n_fft // 2)]
-            if self.pool:  # unless this thread has one core, as the loader's: others have others
+            if self.pool:
+                # A thread of one core is one of the loader's: its neighbours have other clips.
                 map_channels = self.pool.map if torch.get_num_threads() > 1 else map
                 mel = torch.cat(list(map_channels(to_mel, wave.split(1))))
             else:

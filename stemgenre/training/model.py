@@ -104,6 +104,19 @@ def to_sync_batchnorm(net: GenreNet) -> GenreNet:
     return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 
+def copy_buffers(net: nn.Module) -> list[torch.Tensor]:
+    """Copies of the network's buffers, BatchNorm's statistics, in their order.
+
+    On a GPU they take a kernel for many, instead of EfficientNet-B3's 234 for each training step.
+    """
+    buffers = list(net.buffers())
+    copies = [torch.empty_like(buffer) for buffer in buffers]
+    for dtype in {buffer.dtype for buffer in buffers}:
+        pairs = [pair for pair in zip(copies, buffers, strict=True) if pair[1].dtype == dtype]
+        torch._foreach_copy_(*zip(*pairs, strict=True))
+    return copies
+
+
 def average_stats(net: nn.Module, world_size: int) -> None:
     """Sets BatchNorm's running statistics to their mean over all ranks. A collective."""
     for buffer in net.buffers() if world_size > 1 else ():

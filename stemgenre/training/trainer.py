@@ -32,7 +32,13 @@ from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.epoch_images import EpochImages
 from stemgenre.training.epoch_sums import EpochSums
 from stemgenre.training.inference import amp_type, autocast, compute_logits
-from stemgenre.training.model import GenreNet, average_stats, maybe_compile, wrap_ddp
+from stemgenre.training.model import (
+    GenreNet,
+    average_stats,
+    copy_buffers,
+    maybe_compile,
+    wrap_ddp,
+)
 from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
 
 log = logging.getLogger(__name__)
@@ -244,7 +250,7 @@ class Trainer:
         alpha = self.settings.augment.mixup_alpha
         compiled = self.compiled_net is not self.ddp_net
         may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
-        buffers = [b.clone() for b in self.net.buffers()] if may_undo else []  # of BatchNorm
+        buffers = copy_buffers(self.net) if may_undo else []
         torch.manual_seed(derive_seed(seed, epoch, step, self.runtime.rank, 3))
         self.optimizer.zero_grad(set_to_none=True)
         loss = correct = torch.zeros((), device=device)
