@@ -455,6 +455,7 @@ def test_a_wrong_value_is_refused_beside_its_field(page, folder):
     assert not (folder / "runs" / "run").exists()
 
 
+@pytest.mark.heavy
 def test_sounds_are_predicted_with_players_of_their_stems_and_deleted(
     page, tmp_path, small_data, folder
 ):

@@ -134,9 +134,12 @@ def test_killed_in_training(training, older, tmp_path, events):
 
 @pytest.mark.parametrize(
     ("at", "action"),
-    [("step", kill_points.KILL), ("replaced:best_model.pth", kill_points.KILL),
-     ("open:.checkpoint.pth*", kill_points.FULL)],
-)  # fmt: skip
+    [
+        ("step", kill_points.KILL),
+        pytest.param("replaced:best_model.pth", kill_points.KILL, marks=pytest.mark.heavy),
+        pytest.param("open:.checkpoint.pth*", kill_points.FULL, marks=pytest.mark.heavy),
+    ],
+)
 def test_a_fresh_run_without_a_checkpoint_yet_never_resumes_the_older_run(
     training, older, tmp_path, at, action
 ):
