@@ -127,7 +127,7 @@ def test_an_image_does_not_depend_on_its_batch():
     "changes", [{}, {"channels": "mix,drums", "num_channels": 3, "db_reference": "stem"}], ids=str
 )
 def test_clips_that_are_computed_together_as_on_a_gpu_have_the_images_of_each_alone(changes):
-    frontend = Frontend(FEATURES.model_copy(update=changes), device=CPU, channel_stats=None)
+    frontend = Frontend(FEATURES.model_copy(update=changes), device=CPU)
     clips = [torch.tensor(synthesise(genre)) for genre in ("metal", "jazz", "pop", "rock", "blues")]
     clips[2] = clips[2][:, : SR * 3 // 2].half()
     gains = {"stem_gains_db": (3.0, -3.0, 0.0, 6.0), "silent_stems": (False, True, False, False)}

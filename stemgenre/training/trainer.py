@@ -32,13 +32,7 @@ from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.epoch_images import EpochImages
 from stemgenre.training.epoch_sums import EpochSums
 from stemgenre.training.inference import amp_type, autocast, compute_logits
-from stemgenre.training.model import (
-    GenreNet,
-    average_stats,
-    copy_buffers,
-    maybe_compile,
-    wrap_ddp,
-)
+from stemgenre.training.model import GenreNet, average_stats, copy_buffers, maybe_compile, wrap_ddp
 from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_evenly
 
 log = logging.getLogger(__name__)
