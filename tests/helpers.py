@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,14 @@ def run_python(*arguments):
         timeout=120,
         check=False,
     )
+
+
+def wait_until(condition):
+    """Returns once condition() is true; fails if it is not within four minutes."""
+    ends = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 def run_with_full_disk(code, *arguments, limit=20_000):

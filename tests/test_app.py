@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from helpers import MUSIC, ROOT, SMALL_RUN, run_python, run_training, tone
+from helpers import MUSIC, ROOT, SMALL_RUN, run_python, run_training, tone, wait_until
 
 from stemgenre import cli
 from stemgenre.app import views
@@ -188,13 +187,6 @@ def test_a_training_is_a_process_of_its_own_that_is_watched_and_stopped(tmp_path
             os.kill(pid, signal.SIGKILL)
     assert run.status()["stage"] == "stopped"
     assert (run.folder / "checkpoint.pth").is_file()
-
-
-def wait_until(condition):
-    ends = time.monotonic() + MILLISECONDS / 1000
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.1)
 
 
 # The script

@@ -73,27 +73,25 @@ def data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
 @pytest.mark.parametrize(
     "table_format",
     [
-        *(
-            {"suffix": suffix, "separator": separator}
-            for suffix in (".csv", ".tsv")
-            for separator in (",", "\t", ";")
-        ),
+        {},
         {"index": True},
         {"order": "reversed"},
-        {"order": "reversed", "index": True, "separator": ","},
+        {"order": "reversed", "index": True},
         {"shuffle": 5},
         {"line_end": "\r\n"},
         {"encoding": "utf-8-sig"},
-        {"encoding": "utf-16", "separator": ";"},
-        {"encoding": "shift_jis", "line_end": "\r\n", "separator": ","},
+        {"encoding": "utf-16"},
+        {"encoding": "shift_jis", "line_end": "\r\n"},
     ],
     ids=str,
 )
-def test_every_table_format_gives_the_same_clips(data, table_format):
-    put_masters(data, **table_format)
+def test_every_table_format_gives_the_same_clips(data, suffix, separator, table_format):
+    put_masters(data, suffix=suffix, separator=separator, **table_format)
     competition = load(data, num_classes=3)
     assert train_labels(competition) == EXPECTED
     assert competition.label_ids == [0, 7, 42]

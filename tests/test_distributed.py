@@ -10,13 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, SMALL_RUN, run_training
+from helpers import ROOT, SMALL_RUN, run_training, wait_until
 from kill_points import start_two
 
 from stemgenre.separation.cache import StemCache
@@ -56,12 +55,6 @@ def start_torchrun(*words):
     )
 
 
-def wait_for(path):
-    deadline = time.monotonic() + 240
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
 def workers_of(process):
     """Process ids of the two ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -81,7 +74,7 @@ def killed(overrides, tmp_path_factory):
     """(output folder, exit code, output) of a process whose other was killed after an epoch."""
     out = tmp_path_factory.mktemp("killed")
     ranks = start_two([*overrides, *ENDLESS, f"OUTPUT_DIR={out}"])
-    wait_for(out / "checkpoint.pth")
+    wait_until((out / "checkpoint.pth").exists)
     ranks[1].process.kill()
     return out, *ranks[0].wait()
 
@@ -141,7 +134,7 @@ def test_two_processes_measure_every_clip_once(both, killed):
 @pytest.mark.heavy
 def test_under_torchrun_a_killed_process_ends_the_other(overrides, tmp_path):
     process = start_torchrun(*overrides, *ENDLESS, f"OUTPUT_DIR={tmp_path}")
-    wait_for(tmp_path / "checkpoint.pth")
+    wait_until((tmp_path / "checkpoint.pth").exists)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode

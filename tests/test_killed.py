@@ -44,8 +44,11 @@ SEPARATION = [
 ]  # fmt: skip
 FULL = [
     ("open:.checkpoint.pth*", 2, "checkpoint.pth"),
+    ("open:.best_model.pth*", 1, "best_model.pth"),
     ("open:.metrics.csv*", 1, "metrics.csv"),
     ("open:.submit.csv*", 1, "submit.csv"),
+    ("open:.valid_predictions.csv*", 1, "valid_predictions.csv"),
+    ("open:.test_probabilities.csv*", 1, "test_probabilities.csv"),
     ("open:.summary.json*", 1, "summary.json"),
 ]
 
@@ -188,9 +191,10 @@ def test_a_deleted_checkpoint_is_no_checkpoint(training, killed, tmp_path):
     assert "To resume from checkpoint.previous.pth, rename it to checkpoint.pth" in output
 
 
-def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(training, tmp_path):
+@pytest.mark.parametrize("events", [FULL[::2], pytest.param(FULL, marks=pytest.mark.heavy)])
+def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(training, tmp_path, events):
     overrides, cache, expected = training
-    for event, count, name in FULL:
+    for event, count, name in events:
         code, output = run(overrides, tmp_path, at=event, count=count, action=kill_points.FULL)
         assert code == 2, output
         assert (
