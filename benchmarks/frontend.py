@@ -5,7 +5,9 @@
 Synthesised clips (no data needed) are shifted in pitch and stretched in time by both: by the front
 end, and by librosa.effects.time_stretch and pitch_shift, melspectrogram and power_to_db per stem.
 The reference is the same score synthesised at that pitch and tempo. Errors are mean absolute
-differences in dB; times are medians of three calls. The last line is one JSON object.
+differences in dB; times are medians of three calls or more, for half a second at least: a system
+may need a tenth of a second to give an idle process's threads a core each. `cpu_ratio` compares the
+processor time of all threads. The last line is one JSON object.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from stemgenre.features.augmentation import AugmentParams
 from stemgenre.features.log_mel import Frontend
 from stemgenre.settings import FeatureSettings
 
-REPEATS = 3  # calls of which the median time is taken
+MIN_CALLS, MIN_SECONDS = 3, 0.5  # of which the median time is taken
 EDGE_FRAMES = 4  # at the end, not compared: they see the clips' different ends
 
 
@@ -71,13 +73,16 @@ def compare(genre, seed, params, frontend):
     stems = render(genre, **clip)
     truth = render(genre, semitones=params.semitones, rate=params.rate, **clip)
     truth = librosa_log_mel(truth, features)
-    image, seconds = timed(lambda: frontend.log_mel(torch.from_numpy(stems), params))
-    librosa_image, librosa_seconds = timed(lambda: librosa_chain(stems, params, features))
+    image, seconds, cpu = timed(lambda: frontend.log_mel(torch.from_numpy(stems), params))
+    librosa_image, librosa_seconds, librosa_cpu = timed(
+        lambda: librosa_chain(stems, params, features)
+    )
     plain = frontend.log_mel(torch.from_numpy(stems)).cpu().numpy()
     difference = plain - librosa_log_mel(stems, features)[..., : plain.shape[2]]
     return {
         "seconds": seconds,
         "librosa_seconds": librosa_seconds,
+        "cpu_ratio": librosa_cpu / cpu,
         "error": error_db(image.cpu().numpy(), truth),
         "librosa_error": error_db(librosa_image, truth),
         "plain_difference": float(np.abs(difference).max()),
@@ -108,15 +113,16 @@ def error_db(image, truth):
 
 
 def timed(function):
-    """(result, median seconds) of REPEATS calls."""
-    seconds = []
-    for _ in range(REPEATS):
+    """(result, median seconds, mean processor seconds) of several calls."""
+    seconds, cpu_started = [], time.process_time()
+    while len(seconds) < MIN_CALLS or sum(seconds) < MIN_SECONDS:
         started = time.perf_counter()
         result = function()
         if torch.is_tensor(result) and result.device.type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - started)
-    return result, statistics.median(seconds)
+    cpu = time.process_time() - cpu_started
+    return result, statistics.median(seconds), cpu / len(seconds)
 
 
 def summarise(rows):
@@ -129,6 +135,7 @@ def summarise(rows):
         "speedup": round(statistics.median(ratios), 2),
         "speedup_min": round(min(ratios), 2),
         "speedup_max": round(max(ratios), 2),
+        "cpu_ratio": round(statistics.median(row["cpu_ratio"] for row in rows), 2),
         "seconds_per_clip": round(statistics.median(row["seconds"] for row in rows), 4),
         "librosa_seconds_per_clip": round(
             statistics.median(row["librosa_seconds"] for row in rows), 4

@@ -101,7 +101,7 @@ class FeatureSettings(_Group):
     n_fft: Annotated[int, Field(ge=64, le=65536)]
     hop_length: Annotated[int, Field(ge=16, le=65536)]
     n_mels: Annotated[int, Field(ge=8, le=1024)]
-    top_db: Annotated[float, Field(gt=0, le=300)]
+    top_db: Annotated[float, Field(gt=0, le=250)]
     channels: Annotated[
         str,
         AfterValidator(_known_channels),

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from stemgenre.demo.synth import GENRES, render
+from stemgenre.errors import UserError
 from stemgenre.features.augmentation import NO_AUGMENT, AugmentParams
 from stemgenre.features.log_mel import Frontend, RunningStats, add_noise, put_shifted
 from stemgenre.features.mel_power import power_to_db
@@ -247,7 +248,11 @@ def test_complete_silence_is_at_the_floor_as_padding_is(changes):
 def test_silent_parts_are_at_the_floor_of_any_top_db():
     stems = synthesise("metal").copy()
     stems[:, SR:] = 0
-    assert (log_mel(stems, top_db=200.0)[:, :, 60:] == -200).all()
+    largest = 250.0  # that is accepted
+    assert (log_mel(stems, top_db=largest)[:, :, 60:] == -largest).all()
+    assert (log_mel(0 * stems, top_db=largest) == -largest).all()
+    with pytest.raises(UserError, match="TOP_DB"):
+        FeatureSettings.from_config(top_db=largest + 1)
 
 
 def test_nan_in_the_stems_stays_nan_in_the_image():

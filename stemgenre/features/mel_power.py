@@ -8,6 +8,7 @@ from stemgenre.runtime import to_device
 
 MelFilters = list[tuple[slice, torch.Tensor]]  # see group_bands()
 SILENCE = 1e-10  # power of a mel band, 28 dB below noise of one step of 16-bit audio
+TINY = torch.finfo(torch.float32).tiny  # -379 dB: below any floor; of 0 the logarithm is slow
 FRAMES_AT_ONCE, BANDS_AT_ONCE = 128, 16  # on a CPU, see mel_power() and group_bands()
 
 
@@ -74,7 +75,7 @@ def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.
     The reference is the loudest cell of all channels ("clip") or of each channel ("stem"). A power
     of at most SILENCE is at the floor, -top_db; otherwise as librosa.power_to_db.
     """
-    power = torch.nn.functional.threshold(power, SILENCE, 0.0)  # NaN stays NaN
+    power = torch.nn.functional.threshold(power, SILENCE, TINY)  # NaN stays NaN
     loudest = power.amax((-3, -2, -1) if reference == "clip" else (-2, -1), keepdim=True)
     db = power.log10_().sub_(loudest.clamp(min=SILENCE).log10())
     return db.mul_(10).clamp_(min=-top_db)
