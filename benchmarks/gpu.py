@@ -59,7 +59,7 @@ STEPS = (  # in order of importance
     Step("device_cache", 60),  # stems kept on the GPU, against read each epoch
     Step("two_processes", 125),  # torchrun on one GPU: refused with a message, or runs
     Step("compile", 200),  # torch.compile and each other measure, undone in turn
-    Step("plain_training", 150, needs_cuda=False),  # an epoch by librosa in two workers
+    Step("plain_training", 150, needs_cuda=False),  # an epoch by librosa, as many workers
 )
 
 

@@ -37,7 +37,13 @@ from stemgenre import cli
 from stemgenre.demo import demo
 from stemgenre.errors import Interrupted
 from stemgenre.features.augmentation import sample_params
-from stemgenre.runtime import MicroBatch, describe_device, pick_device, start_runtime
+from stemgenre.runtime import (
+    MicroBatch,
+    describe_device,
+    pick_device,
+    start_runtime,
+    thread_count,
+)
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.demucs_model import Separator
 from stemgenre.separation.separate import read_chunks
@@ -59,8 +65,8 @@ class Sizes:
     batch: int = 24  # BATCH_SIZE
     seconds: float = 30.0  # CLIP_SECONDS
     rounds: int = 5  # of the epochs that are timed
-    stems: int = 96  # clips with stems in the cache: four batches
-    separated: int = 48  # clips for separation against the plain recipe
+    stems: int = 480  # clips with stems in the cache: twenty batches
+    separated: int = 64  # clips for separation against the plain recipe: two batches
     competition: int = 200  # clips, half of them for training
     epochs: int = 4  # of the competition
     demo: int = 4  # training clips per genre
@@ -254,7 +260,7 @@ def rates(folder, sizes, device):
             for i in range(len(stems))
         ]
         trainer.frontend(stems, params)
-        _, frontend_seconds = frontend.timed(lambda: trainer.frontend(stems, params))
+        _, frontend_seconds, _ = frontend.timed(lambda: trainer.frontend(stems, params))
         network, ours = (statistics.median(seconds[name]) for name in ways)
         fractions = [a / b for a, b in zip(seconds["network"], seconds["ours"], strict=True)]
         return {
@@ -425,7 +431,6 @@ def precision(folder, sizes, device):
 
         half, precisions = stems(half=True)
         tf32, _ = stems(half=False)
-        torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         exact, _ = stems(half=False)
         return {
@@ -484,26 +489,28 @@ def measures(folder, sizes, device):
     """benchmarks/training.py --measures: torch.compile, and the other measures undone."""
     settings = sized_settings(folder, sizes, device)
     options = types.SimpleNamespace(
-        clips=2 * sizes.batch, rounds=sizes.rounds, size=sizes.image, batch=sizes.batch
+        clips=10 * sizes.batch, rounds=sizes.rounds, size=sizes.image, batch=sizes.batch
     )
     with start_runtime(settings.machine) as runtime:
         return training.measures(settings, runtime, options)
 
 
 def plain_training(folder, sizes, device):
-    """An epoch by librosa in two workers, a batch in each, against this one."""
+    """An epoch by librosa in as many workers, a batch in each, against this one."""
     settings = sized_settings(folder, sizes, device, f"BATCH_SIZE={sizes.batch // 2}")
     with start_runtime(settings.machine) as runtime:
         clips, cache = cached_stems(folder, settings)
-        clips = clips[: sizes.batch]
+        workers = thread_count(settings.machine)
+        clips = clips[: workers * sizes.batch // 2]
         ways = {
-            "plain": training.PlainRecipe(clips, cache, settings, runtime, 2),
+            "plain": training.PlainRecipe(clips, cache, settings, runtime, workers),
             "ours": training.OurRecipe(clips, cache, settings, runtime),
         }
         seconds = training.time_epochs(ways, runtime, 1)
         plain, ours = (seconds[name][0] for name in ways)
         return {
             "ratio": round(plain / ours, 1),
+            "workers": workers,
             "plain_clips_per_second": round(len(clips) / plain, 2),
             "clips_per_second": round(len(clips) / ours, 1),
         }

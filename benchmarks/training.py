@@ -122,8 +122,11 @@ def compare(settings, runtime, folder, options):
     return result
 
 
-def time_epochs(ways, runtime, rounds):
-    """{name: seconds of an epoch, one per round} of ways that take turns."""
+def time_epochs(ways, runtime, rounds, first_seconds=None):
+    """{name: seconds of an epoch, one per round} of ways that take turns.
+
+    Before them each has an epoch that warms everything up, whose seconds go to `first_seconds`.
+    """
     seconds = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -133,23 +136,34 @@ def time_epochs(ways, runtime, rounds):
                 torch.cuda.synchronize()
             taken = time.perf_counter() - started
             print(f"round {number}: {name} {taken:.2f} s", flush=True)
-            if number:  # the first round warms everything up, and compiles
+            if number:
                 seconds[name].append(taken)
+            elif first_seconds is not None:
+                first_seconds[name] = round(taken, 2)
     return seconds
 
 
 def measures(settings, runtime, options):
-    """What each measure does to the network's own rate, and torch.compile would do to it."""
+    """What each measure does to the network's own rate, and torch.compile would do to it.
+
+    `first_seconds` is each way's first epoch, in which cuDNN tries its algorithms for each
+    convolution and batch size, and torch.compile compiles.
+    """
     clips = pd.DataFrame({"target": [i % len(GENRES) for i in range(options.clips)]})
     clips["clip"] = clips.index.map("clip_{}".format)
     ways = {"as it is": NetworkOnly(clips, settings, runtime)}
-    for measure in ("channels last", "frozen without activations", "fused optimiser", "autocast"):
+    undone = ["channels last", "frozen without activations"]
+    if not ways["as it is"].trainer.scaler.is_enabled():  # which works with a fused optimiser alone
+        undone.append("fused optimiser")
+    if runtime.device.type == "cuda":
+        undone += ["autocast", "cuDNN benchmark"]
+    for measure in undone:
         ways[f"no {measure}"] = NetworkOnly(clips, settings, runtime, without=measure)
-    if runtime.device.type != "cuda":
-        del ways["no autocast"]  # there is none
     compiled = settings.train.model_copy(update={"compile": True})
     ways["compiled"] = NetworkOnly(clips, settings.model_copy(update={"train": compiled}), runtime)
-    return ratios_to("as it is", ways, runtime, options)
+    first_seconds = {}
+    result = ratios_to("as it is", ways, runtime, options, first_seconds)
+    return result | {"first_seconds": first_seconds}
 
 
 def levers(overrides, settings, runtime, folder, options):
@@ -165,9 +179,9 @@ def levers(overrides, settings, runtime, folder, options):
     return ratios_to("as it is", ways, runtime, options)
 
 
-def ratios_to(base, ways, runtime, options):
-    """The figures of an epoch of each of `ways` over that of the way `base`."""
-    seconds = time_epochs(ways, runtime, options.rounds)
+def ratios_to(base, ways, runtime, options, first_seconds=None):
+    """The figures of an epoch of each of `ways` over that of the way `base`; see time_epochs()."""
+    seconds = time_epochs(ways, runtime, options.rounds, first_seconds)
     ratios = {
         name: [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
         for name in ways
@@ -238,6 +252,7 @@ class NetworkOnly:
             self.trainer.optimizer.param_groups[0]["fused"] = None
         elif without == "autocast":
             self.trainer.amp_dtype = None
+        self.cudnn_benchmark = without != "cuDNN benchmark"
 
     def batches(self, clips, batches, *, section, prepare=None):
         images = self.images.to(memory_format=torch.channels_last).split(1)  # as prepare() gives
@@ -250,7 +265,10 @@ class NetworkOnly:
         return self.images[: len(stems)]
 
     def epoch(self, number):
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = before and self.cudnn_benchmark
         train_epoch(self.trainer, number)
+        torch.backends.cudnn.benchmark = before
 
 
 def make_trainer(frontend, loader, clips, settings, runtime):
