@@ -17,7 +17,7 @@ import torch
 from stemgenre.data import audio
 from stemgenre.errors import UserError, first_line
 from stemgenre.files import load_tensors, sha256
-from stemgenre.runtime import MicroBatch, release_freed_memory
+from stemgenre.runtime import MicroBatch, release_freed_memory, to_device
 from stemgenre.settings import STEMS, SeparationSettings
 
 WINDOW_BYTES = 1.5e9  # of GPU memory that one window of htdemucs may take, with a margin
@@ -106,8 +106,9 @@ class Separator:
         from demucs.apply import apply_model
 
         length = self.windows(max(wave.shape[-1] for wave in waves)) * self.stride()
-        mix = torch.stack([torch.nn.functional.pad(w, (0, length - w.shape[-1])) for w in waves])
-        mix = mix.to(self.device)
+        mix = torch.zeros(len(waves), 2, length, device=self.device)
+        for padded, wave in zip(mix, waves, strict=True):
+            padded[:, : wave.shape[-1]] = to_device(wave, self.device)
         counts = torch.tensor([w.shape[-1] for w in waves], device=self.device)[:, None, None]
         real = torch.arange(length, device=self.device) < counts
         # Demucs' own normalisation (demucs.api), over the real samples of each wave.

@@ -28,15 +28,18 @@ class EntryWriter:
         self.is_out_of_memory = False
 
     def add(self, waves: torch.Tensor) -> None:
-        """Takes in waves (4 or 1, samples) float16. Raises UserError if the disk is full."""
+        """Takes in waves (4 or 1, samples), float16 on the CPU.
+
+        Raises UserError if the disk is full.
+        """
         try:
             if self.block is None:
-                self.block = waves.cpu()
+                self.block = waves
                 return
             if self.spool is None:
                 self.spool = StemSpool(self.cache)
                 self.spool.add(self.block)
-            self.spool.add(waves.cpu())
+            self.spool.add(waves)
         except MemoryError:
             self.is_out_of_memory = True  # which finish() says
 

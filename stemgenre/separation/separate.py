@@ -270,7 +270,8 @@ def _write_entries(cache, rows, process, runtime, *, pending):
                 cache, row.clip, row.path, source_sha256=hashes.get(row.clip)
             )
             if not isinstance(value, EndOfFile):
-                writes.append(pool.submit(writer.add, value))
+                # Copied here, before the GPU gets the next batch, for which the copy would wait.
+                writes.append(pool.submit(writer.add, value.cpu()))
                 samples += value.shape[1]
             elif value.error:
                 failures.append(str(value.error))
