@@ -25,7 +25,7 @@ from stemgenre.runtime import MicroBatch, Runtime, StopRequest
 from stemgenre.separation import demucs_model
 from stemgenre.separation.demucs_model import Separator
 from stemgenre.settings import SeparationSettings, load_settings
-from stemgenre.training.epoch_sums import EpochSums
+from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import stems_to_logits
 from stemgenre.training.model import GenreNet
 from stemgenre.training.stem_loader import StemLoader
@@ -105,6 +105,7 @@ def put_stems(settings, *, device=CUDA, channels=4):
     ("device", "words"),
     [
         (CUDA, ()),
+        (CUDA, ("CHANNELS=mix,drums", "NUM_CHANNELS=5")),
         ("cpu", ("CHANNELS=mix,drums", "DB_REFERENCE=stem")),
         ("cpu", ("CHANNELS=mix", "NUM_CHANNELS=3")),
     ],
@@ -117,9 +118,26 @@ def test_images_are_computed_on_the_gpu_without_waiting_for_it(device, words):
         sample_params(settings.augment, seed=0, epoch=epoch, clip_index=0) for epoch in range(13)
     ]
     stems = [*stems, stems[0][:, :9000]] * 2
-    images = frontend(stems, [NO_AUGMENT, *augmented])
+    # Stems that did not fit into the GPU's memory are on the CPU, and copied as they are needed.
+    with NoBlockingCopy() if device == CUDA else contextlib.nullcontext():
+        images = frontend(stems, [NO_AUGMENT, *augmented])
     assert (images.device, images.dtype) == (CUDA, torch.float32)
     assert images.shape == (len(stems), len(settings.features.channel_names), 64, 64)
+
+
+class NoBlockingCopy(TorchDispatchMode):
+    """Raises AssertionError for a copy between the CPU and the GPU that the host waits for."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        options = options or {}
+        result = operation(*arguments, **options)
+        if operation in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = arguments[operation == torch.ops.aten.copy_.default]
+            waits = not options.get("non_blocking", arguments[2:3] == (True,))
+            assert source.device == result.device or not waits, "the host waits for a copy"
+        if operation == torch.ops.aten.index.Tensor:
+            assert all(i is None or i.device == result.device for i in arguments[1]), "of an index"
+        return result
 
 
 class Operations(TorchDispatchMode):
@@ -172,6 +190,7 @@ def make_trainer(net, settings):
     [
         (torch.bfloat16, ("EMA_DECAY=0.9", "LR_DECAY_PER_STAGE=0.8")),
         (torch.float16, ("MIXUP_ALPHA=0.4",)),
+        (torch.float16, ("EMA_DECAY=0.9",)),
         (None, ("USE_AMP=False", "CLASS_WEIGHTS=True", "LABEL_SMOOTHING=0.1")),
     ],
 )
@@ -191,13 +210,14 @@ def test_a_training_step_stays_on_the_gpu_without_waiting_for_it(
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     assert trainer.amp_dtype == dtype
     assert trainer.scaler.is_enabled() == (dtype == torch.float16)
-    trainer.net.train()
-    results = trainer._train_step(np.arange(CLIPS), put_stems(settings), CLIPS, 4)
-    assert [(result.device, result.shape) for result in results] == [(CUDA, ())] * 3
-    sums = EpochSums({}, done=0, steps=1, runtime=trainer.runtime)
-    sums.add(0, *results, may_overflow=trainer.scaler.is_enabled())
-    if trainer.average:
-        trainer.average.update_parameters(trainer.net)
+    stems = put_stems(settings)
+    monkeypatch.setattr(trainer.loader, "read", lambda clip, **section: stems[0])
+    monkeypatch.setattr(trainer, "_collect", lambda *sums: None)  # at an epoch's end, it waits
+    for epoch in range(2):
+        trainer.state = TrainState(epoch=epoch)
+        with NoBlockingCopy():
+            trainer.train_epoch()
+        assert trainer.state.step == 1
     logits = stems_to_logits(
         trainer.kept_net.eval(), trainer.frontend, put_stems(settings, device="cpu"), tta=1,
         micro_batch=MicroBatch(4), amp_dtype=trainer.amp_dtype,

@@ -11,8 +11,8 @@ from torch import nn
 from stemgenre.settings import ModelSettings
 from stemgenre.training.model import build_model
 from stemgenre.training.optimisation import (
+    AveragedNet,
     WarmupCosineLR,
-    averaged_net,
     balanced_weights,
     mix_pairs,
     parameter_groups,
@@ -157,7 +157,7 @@ def test_each_stage_learns_at_a_fraction_of_the_next_ones_rate(frozen):
 def test_the_average_is_the_one_computed_by_hand():
     """Of weights and BatchNorm statistics, with the decay of few updates at first."""
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    average = averaged_net(net, decay=0.5)
+    average = AveragedNet(net, decay=0.5)
     generator = torch.Generator().manual_seed(0)
     decays = [0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5]
     weight = mean = 0
@@ -177,7 +177,7 @@ def test_the_average_is_the_one_computed_by_hand():
 
 def test_weights_that_are_not_trained_stay_as_they_are_in_the_average():
     net = small_net()
-    average = averaged_net(net, decay=0.9)
+    average = AveragedNet(net, decay=0.9)
     for _ in range(20):
         average.update_parameters(net)
     for name, tensor in net.state_dict().items():

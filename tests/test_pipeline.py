@@ -96,10 +96,39 @@ def test_two_runs_are_the_same_run_with_any_number_of_threads(finished_run, smal
     assert_same_run(run_training(small_settings("NUM_THREADS=5")), run_results(finished_run))
 
 
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """Epochs take less time than there has to be between checkpoints, as on a GPU."""
+    fit = Trainer.fit
+
+    def fit_quickly(trainer, **options):
+        trainer.save_seconds = 3600.0
+        return fit(trainer, **options)
+
+    monkeypatch.setattr(Trainer, "fit", fit_quickly)
+
+
+@pytest.mark.usefixtures("short_epochs")
+def test_of_short_epochs_only_the_last_is_saved(finished_run, small_settings, monkeypatch):
+    saved, save = [], checkpoint.save
+
+    def count(path, *arguments, **options):
+        saved.append(path.name)
+        save(path, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", count)
+    out = run_training(small_settings())
+    assert saved == ["best_model.pth", "checkpoint.pth"]
+    assert_same_run(out, run_results(finished_run))
+
+
 @pytest.mark.parametrize("stops", [[random.randrange(1, 6)], [2, 3, 5]])
+@pytest.mark.parametrize("epochs", ["epochs", "short_epochs"])
 def test_a_run_stopped_at_any_step_resumes_as_the_same_run(
-    stops, finished_run, small_settings, monkeypatch
+    stops, epochs, finished_run, small_settings, monkeypatch, request
 ):
+    if epochs == "short_epochs":
+        request.getfixturevalue(epochs)
     steps = []
 
     def count(trainer, step):

@@ -21,6 +21,7 @@ from stemgenre.features.mel_power import (
     group_bands,
     mel_filters,
     mel_power,
+    mel_powers,
     power_to_db,
 )
 from stemgenre.runtime import to_device, use_one_core
@@ -46,7 +47,8 @@ class Frontend:
         channel_stats: ChannelStats | None = None,
     ):
         self.features = features
-        channels = len(features.channel_names)
+        channels, computed = len(features.channel_names), len(features.channels.split(","))
+        self.channel_order = torch.arange(channels, device=device) % computed  # repeated in turn
         channel_stats = channel_stats or ([0.0] * channels, [1.0] * channels)
         self.channel_stats = channel_stats
         self.device = device
@@ -61,6 +63,7 @@ class Frontend:
             dtype=torch.float64,
             device=device if device.type == "cuda" else "cpu",  # MPS has no float64
         )
+        self.filters = self._mel_filters([0.0])  # (1, n_mels, bins)
         # A CPU computes the channels in threads of one core each, which do not wait for each other
         # after every operation, as PyTorch's own do. A GPU takes channels and clips together, for
         # fewer and larger kernels: one by one, their launches would outnumber the network's.
@@ -69,7 +72,7 @@ class Frontend:
             self.pool = concurrent.futures.ThreadPoolExecutor(
                 torch.get_num_threads(), initializer=use_one_core
             )
-        (self.filters,) = self._mel_filters([0.0])
+            self.band_groups = group_bands(self.filters[0], BANDS_AT_ONCE)
 
     def state(self) -> dict[str, Any]:
         """The settings and channel statistics that a saved model needs, as plain values."""
@@ -86,13 +89,11 @@ class Frontend:
         its batch. Masks are applied last, with 0, the mean (SpecAugment, Park et al., Interspeech
         2019).
         """
-        at_once = 1 if self.pool else len(stems)
-        db = torch.cat(
-            [
-                self._log_mels(stems[start : start + at_once], params[start : start + at_once])
-                for start in range(0, len(stems), at_once)
-            ]
-        )
+        if self.pool:
+            clips = zip(stems, params, strict=True)
+            db = torch.cat([self._log_mels([clip], [augment]) for clip, augment in clips])
+        else:
+            db = self._log_mels(stems, params)
         images = torch.nn.functional.interpolate(
             db.sub_(self.mean).div_(self.std),
             self.features.image_size,
@@ -118,29 +119,37 @@ class Frontend:
         """Log-mel spectrograms (B, C, n_mels, frames) of B clips, padded with the floor."""
         features = self.features
         waves, lengths = self._augmented_waves(stems, params)
+        margins = 2 * (features.n_fft // 2)
+        waves = [wave[:, : length + margins] for wave, length in zip(waves, lengths, strict=True)]
+        hop_lengths = [self._hop_length(augment) for augment in params]
         semitones = [augment.semitones for augment in params]
-        filters = self._mel_filters(semitones) if any(semitones) else [self.filters] * len(params)
-        power = []
-        for wave, length, augment, own in zip(waves, lengths, params, filters, strict=True):
-            hop_length = self._hop_length(augment)
-            to_mel = functools.partial(
-                mel_power, filters=own, window=self.window, hop_length=hop_length
+        filters = self._mel_filters(semitones) if any(semitones) else self.filters
+        if self.pool:
+            power = self._mel_power_on_cpu(waves[0], filters, hop_lengths[0])[None]
+        else:
+            power = mel_powers(
+                waves,
+                filters=filters,
+                window=self.window,
+                hop_lengths=hop_lengths,
+                frames=self.frames,
             )
-            wave = wave[:, : length + 2 * (features.n_fft // 2)]
-            if self.pool:
-                # A thread of one core is one of the loader's: its neighbours have other clips.
-                map_channels = self.pool.map if torch.get_num_threads() > 1 else map
-                mel = torch.cat(list(map_channels(to_mel, wave.split(1))))
-            else:
-                mel = to_mel(wave)
-            missing = self.frames - mel.shape[2]  # negative: too many
-            power.append(torch.nn.functional.pad(mel, (0, missing)) if missing else mel)
-        power = torch.stack(power)
         db = power_to_db(power, reference=features.db_reference, top_db=features.top_db)
-        channels = len(features.channel_names)  # CHANNELS, repeated in turn
-        if db.shape[1] != channels:
-            db = db[:, [i % db.shape[1] for i in range(channels)]]
-        return db
+        return db if len(self.channel_order) == db.shape[1] else db[:, self.channel_order]
+
+    def _mel_power_on_cpu(self, wave, filters, hop_length):
+        """What mel_powers() gives for a clip, (C, n_mels, frames)."""
+        groups = self.band_groups
+        if filters is not self.filters:
+            groups = group_bands(filters[0], BANDS_AT_ONCE)
+        to_mel = functools.partial(
+            mel_power, filters=groups, window=self.window, hop_length=hop_length
+        )
+        # A thread of one core is one of the loader's: its neighbours have other clips.
+        map_channels = self.pool.map if torch.get_num_threads() > 1 else map
+        mel = torch.cat(list(map_channels(to_mel, wave.split(1))))
+        missing = self.frames - mel.shape[2]  # negative: too many
+        return torch.nn.functional.pad(mel, (0, missing)) if missing else mel
 
     def _augmented_waves(self, stems, params):
         """(waves (B, channels, samples) of CHANNELS, augmented; the samples of each clip).
@@ -215,14 +224,13 @@ class Frontend:
         return torch.stack(waves, dim=-2)
 
     def _mel_filters(self, semitones):
-        """The MelFilters of clips whose pitch is shifted by so many `semitones`."""
-        features = self.features
-        filters = mel_filters(
-            self.band_edges, sr=features.sr, n_fft=features.n_fft, semitones=semitones
+        """Mel filters (B, n_mels, bins) of clips whose pitch is shifted by so many `semitones`."""
+        return mel_filters(
+            self.band_edges,
+            sr=self.features.sr,
+            n_fft=self.features.n_fft,
+            semitones=semitones,
         ).to(self.device)
-        # A CPU leaves out most of the zeros. A GPU takes all bands together: a single kernel.
-        size = BANDS_AT_ONCE if self.pool else features.n_mels
-        return [group_bands(each, size) for each in filters]
 
 
 def put_shifted(target: torch.Tensor, waves: torch.Tensor, samples: float) -> None:
@@ -293,10 +301,17 @@ class RunningStats:
 
     def add(self, db: torch.Tensor) -> None:
         """Accumulates the cells of one clip's log-mel spectrogram (C, n_mels, frames)."""
-        values = db.cpu().flatten(1).double()  # on the CPU, as MPS has no float64
+        if db.device.type == "mps":  # which has no float64
+            db = db.cpu()
+        values = db.flatten(1).double()
         self.count += values.shape[1]
         self.sums = self.sums + values.sum(1)
         self.squares = self.squares + values.square().sum(1)
+
+    def cpu(self) -> "RunningStats":
+        """These, with the sums on the CPU: to be sent to another process."""
+        self.sums, self.squares = self.sums.cpu(), self.squares.cpu()
+        return self
 
     def merge(self, other: "RunningStats") -> None:
         """Adds what another process has accumulated."""

@@ -35,10 +35,8 @@ def mel_filters(
 def group_bands(filters: torch.Tensor, size: int) -> MelFilters:
     """`filters` (n_mels, bins) in groups of `size` bands: [(bins, filters (size, those bins))].
 
-    The bins of a group are a slice: all, if there is one group, else those that it covers.
+    The bins of a group are the slice that it covers.
     """
-    if size >= len(filters):
-        return [(slice(None), filters)]
     groups = []
     for group in filters.split(size):
         covered = group.any(0).nonzero()[:, 0].tolist()
@@ -53,20 +51,45 @@ def mel_power(
     """Mel power spectrogram (C, n_mels, 1 + samples // hop_length) of waves (C, samples).
 
     `filters` are those of group_bands(). Around the samples `waves` has n_fft // 2 zeros each, so
-    that frames are centred as in librosa.feature.melspectrogram.
+    that frames are centred as in librosa.feature.melspectrogram. For a CPU: of as many frames at
+    once as its cache holds, each band of the bins that it covers.
     """
     n_fft = len(window)
     frames = waves.unfold(1, n_fft, hop_length)  # (C, frames, n_fft), a view
     power = waves.new_empty(*frames.shape[:2], n_fft // 2 + 1)
-    # A CPU takes as many at once as its cache holds, a GPU all: fewer and larger kernels.
-    at_once = FRAMES_AT_ONCE if waves.device.type == "cpu" else frames.shape[1]
-    for part, part_power in zip(frames.split(at_once, 1), power.split(at_once, 1), strict=True):
-        spectra = torch.fft.rfft(part * window)
-        squares = torch.view_as_real(spectra).square_()
+    for part, part_power in zip(
+        frames.split(FRAMES_AT_ONCE, 1), power.split(FRAMES_AT_ONCE, 1), strict=True
+    ):
+        squares = torch.view_as_real(torch.fft.rfft(part * window)).square_()
         torch.add(squares[..., 0], squares[..., 1], out=part_power)
     power = power.transpose(1, 2)  # (C, bins, frames)
     bands = [group @ power[:, bins] for bins, group in filters]
     return torch.cat(bands, dim=1) if len(bands) > 1 else bands[0]
+
+
+def mel_powers(
+    waves: Sequence[torch.Tensor],
+    *,
+    filters: torch.Tensor,
+    window: torch.Tensor,
+    hop_lengths: Sequence[int],
+    frames: int,
+) -> torch.Tensor:
+    """Mel power spectrograms (B, C, n_mels, frames) of B clips, cut or padded with 0 in time.
+
+    The same as mel_power() for each of the clips' `waves` (C, samples), with `filters` (B or 1,
+    n_mels, bins) as they are, for a GPU: fewer, larger kernels that move fewer bytes.
+    """
+    n_fft = len(window)
+    shape = len(waves), len(waves[0]), frames, n_fft // 2 + 1
+    power = torch.empty(shape, device=window.device)
+    for clip_power, wave, hop_length in zip(power, waves, hop_lengths, strict=True):
+        own = wave.unfold(1, n_fft, hop_length)[:, :frames]  # (C, the clip's frames, n_fft), a view
+        count = own.shape[1]
+        torch.abs(torch.fft.rfft(own * window), out=clip_power[:, :count])
+        if count < frames:
+            clip_power[:, count:] = 0
+    return filters[:, None] @ power.square_().transpose(2, 3)
 
 
 def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Targets, mixup, learning rates and averaged weights: what a training step is told to aim at."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stemgenre.runtime import to_device
 from stemgenre.training.model import GenreNet
@@ -95,20 +96,38 @@ class WarmupCosineLR(CosineAnnealingLR):
         return [lr * (base_lr / first) for base_lr in self.base_lrs]
 
 
-def averaged_net(net: GenreNet, *, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and BatchNorm statistics of `net`.
+class AveragedNet(nn.Module):
+    """An exponential moving average of the weights and BatchNorm statistics of `net`, in `module`.
 
     The decay of the n-th update is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
-    ExponentialMovingAverage: the average of a short run is not that of its first steps.
+    ExponentialMovingAverage: the average of a short run is not that of its first steps. The state
+    is that of PyTorch's AveragedModel, for whose updates the host waits for the GPU.
     """
 
-    def average(averages, values, _):
-        if not averages[0].is_floating_point():  # BatchNorm's count of batches
-            for averaged, value in zip(averages, values, strict=True):
-                averaged.copy_(value)
-            return
-        n = int(averaged_model.n_averaged)  # on the CPU, unlike the argument
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, n)
+    def __init__(self, net: nn.Module, *, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(net).requires_grad_(False)
+        self.decay = decay
+        device = next(net.parameters()).device
+        self.register_buffer("n_averaged", torch.tensor(0, device=device))
 
-    averaged_model = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
-    return averaged_model.requires_grad_(False)
+    @torch.no_grad()
+    def update_parameters(self, net: nn.Module, *, is_taken: torch.Tensor | None = None) -> None:
+        """Takes the weights and statistics of `net` into the average.
+
+        Where `is_taken`, of bool, is False, nothing changes: for a step that was skipped.
+        """
+        n = self.n_averaged
+        weight = 1 - ((1 + n) / (10 + n)).clamp(max=self.decay) * (n > 0)
+        if is_taken is not None:
+            weight = weight * is_taken
+        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
+        averages, values = zip(
+            *(pair for pair in pairs if pair[0].is_floating_point()), strict=True
+        )
+        changes = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(changes, weight)
+        torch._foreach_add_(averages, changes)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:  # of batches
+            torch._foreach_copy_(*zip(*counts, strict=True))
+        n += 1 if is_taken is None else is_taken

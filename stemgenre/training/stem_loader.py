@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 import math
@@ -17,7 +18,7 @@ from stemgenre.errors import UserError
 from stemgenre.features.augmentation import sample_swap, swap_stems
 from stemgenre.features.windows import WindowCutter
 from stemgenre.prefetch import prefetch_map
-from stemgenre.runtime import derive_seed, to_device
+from stemgenre.runtime import derive_seed, is_out_of_memory, to_device
 from stemgenre.settings import AugmentSettings
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class StemLoader:
         self.gpu_cache = {}
         self.budget_bytes = 0  # that may still be added to gpu_cache
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # what the allocator still holds of Demucs' memory
+            gc.collect()  # Demucs, of which cycles of references keep its weights
+            torch.cuda.empty_cache()  # what the allocator still holds of its memory
             self.budget_bytes = device_cache * torch.cuda.mem_get_info(device)[0]
 
     def read(
@@ -176,7 +178,9 @@ class StemLoader:
         """
         try:
             return to_device(stems, self.device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.drop_gpu_cache()
             return stems
 

@@ -37,6 +37,8 @@ from stemgenre.training.stem_loader import StemLoader, epoch_batches, split_even
 
 log = logging.getLogger(__name__)
 
+GPU_SAVE_SECONDS = 10.0  # between checkpoints: there, writing one takes as long as a short epoch
+
 
 class Trainer:
     """Trains `net`: fit() runs until EPOCHS or PATIENCE ends it, train_epoch() is one epoch.
@@ -99,7 +101,7 @@ class Trainer:
             self.optimizer, options.epochs, warmup=options.warmup_epochs, min_lr=options.min_lr
         )
         decay = options.ema_decay
-        self.average = optimisation.averaged_net(self.net, decay=decay) if decay else None
+        self.average = optimisation.AveragedNet(self.net, decay=decay) if decay else None
         self.kept_net = self.average.module if decay else self.net  # the one that is validated
         self.amp_dtype = amp_type(device, options.use_amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
@@ -115,6 +117,8 @@ class Trainer:
         self.state, self.run_id = TrainState(), checkpoint.new_run_id()
         self.best_weights = {}  # on the CPU, of state.best_epoch
         self.saved_at = time.monotonic()
+        self.save_seconds = GPU_SAVE_SECONDS if device.type == "cuda" else 0.0
+        self.is_saved = self.is_best_saved = True  # nothing is done yet
         self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
 
     def fit(
@@ -125,8 +129,9 @@ class Trainer:
     ) -> TrainState:
         """Trains to the end; returns how far the run has come. Raises Interrupted once it is saved.
 
-        Calls after_epoch(state, logits of the validation clips) when an epoch is saved, and
-        after_step(row of metrics_steps.csv) every LOG_EVERY_STEPS steps.
+        Calls after_epoch(state, logits of the validation clips) after each epoch, and
+        after_step(row of metrics_steps.csv) every LOG_EVERY_STEPS steps. An epoch is saved unless
+        the last checkpoint is younger than `save_seconds`, the last epoch always.
         """
         options, state, runtime = self.settings.train, self.state, self.runtime
         by = options.best_by
@@ -159,13 +164,16 @@ class Trainer:
                 state.best_accuracy, state.best_loss = row["valid_accuracy"], row["valid_loss"]
                 weights = self.kept_net.state_dict().items()
                 self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights}
-                saving.save_best_model(self)
+                self.is_best_saved = False
             saving.write_metrics(self)
             checkpoint.log_epoch(row, epochs=options.epochs, better=better and by != "last")
-            self.save()
+            if time.monotonic() - self.saved_at >= self.save_seconds:
+                self.save()
             after_epoch(state, logits)
             if runtime.sync_stop():
+                self.save()
                 self._interrupt(runtime.stop.signal_number)
+        self.save()
         return state
 
     def train_epoch(
@@ -208,11 +216,12 @@ class Trainer:
                 too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
                 "FREEZE_STAGES",
             )
-            may_skip = self.scaler.is_enabled()  # a step whose gradients overflow
-            sums.add(state.step, loss, correct, norm, may_overflow=may_skip)
-            if self.average and (not may_skip or norm.isfinite()):
-                self.average.update_parameters(self.net)
-            state.step += 1
+            may_overflow = self.scaler.is_enabled()  # in a step that is then skipped
+            sums.add(state.step, loss, correct, norm, may_overflow=may_overflow)
+            if self.average:
+                is_taken = norm.isfinite() if may_overflow else None
+                self.average.update_parameters(self.net, is_taken=is_taken)
+            state.step, self.is_saved = state.step + 1, False
             runtime.status.update(step=state.step)
             steps = state.epoch * len(batches) + state.step  # of all epochs
             if log_every and steps % log_every == 0:
@@ -274,8 +283,9 @@ class Trainer:
                 correct = correct + (logits.argmax(1) == labels[part]).sum()
             norm = self._optimizer_step()
             if scaler.is_enabled():  # of a skipped step, not even BatchNorm's statistics remain
+                is_taken = norm.isfinite()
                 for buffer, before in zip(self.net.buffers(), buffers, strict=True):
-                    buffer.copy_(torch.where(norm.isfinite(), buffer, before))
+                    buffer.copy_(torch.where(is_taken, buffer, before))
             return loss, correct, norm
         except RuntimeError as error:
             for buffer, before in zip(self.net.buffers(), buffers, strict=False):
@@ -349,9 +359,17 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Writes the whole state of the run to CHECKPOINT_FILE, on rank 0."""
+        """Writes BEST_MODEL_FILE, and the whole state of the run to CHECKPOINT_FILE, on rank 0.
+
+        Either only if it has changed since it was written.
+        """
+        if self.is_saved:
+            return
+        if not self.is_best_saved:
+            saving.save_best_model(self)
         saving.save_checkpoint(self)
         self.owns_checkpoint, self.saved_at = True, time.monotonic()
+        self.is_saved = self.is_best_saved = True
 
     def _interrupt(self, signal_number):
         log.info(
