@@ -250,29 +250,41 @@ def run_script(main: Callable[[], None]) -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
-        main()
-    except UserError as error:
-        log.error("%s", error)
-        sys.exit(2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        log.error("%s%s", where, error.strerror or first_line(error))
-        sys.exit(2)
-    except MemoryError:
-        log.error("not enough memory; close other programs, or set NUM_THREADS=1")
-        sys.exit(2)
-    except Interrupted as stopped:
-        sys.exit(128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        log.error("stopped immediately")
-        sys.exit(128 + signal.SIGINT)
-    except Exception:
-        log.error("internal error, please report it:\n%s", traceback.format_exc())
-        raise SystemExit(1) from None
+        code = _exit_code(main)
     finally:
         close_log_file()
         sys.stdout.flush()
         sys.stderr.flush()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():  # a failed rank, see start_runtime()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(main):
+    """The exit code of main(), whose error is logged."""
+    try:
+        main()
+        return 0
+    except UserError as error:
+        log.error("%s", error)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        log.error("%s%s", where, error.strerror or first_line(error))
+        return 2
+    except MemoryError:
+        log.error("not enough memory; close other programs, or set NUM_THREADS=1")
+        return 2
+    except Interrupted as stopped:
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        log.error("stopped immediately")
+        return 128 + signal.SIGINT
+    except Exception:
+        log.error("internal error, please report it:\n%s", traceback.format_exc())
+        return 1
 
 
 if __name__ == "__main__":

@@ -98,16 +98,12 @@ def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
     elif device.type == "cpu":
         keep_freed_memory()
     if rank:
         log.setLevel(logging.WARNING)
     stop = StopRequest()
-    with _signals_to(stop):
-        if world_size > 1:
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
+    with _process_group(device, world_size), _signals_to(stop):
         try:
             yield Runtime(device, rank, world_size, stop)
         except RuntimeError as error:
@@ -118,9 +114,26 @@ def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
                 "another process of this run failed; see its error above. "
                 "RESUME_FROM_CHECKPOINT=True resumes the run"
             ) from None
-        finally:
-            if world_size > 1:
-                dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _process_group(device, world_size):
+    """The process group of several processes, ended where all of them come to its end together.
+
+    To end NCCL's is to wait for the other ranks. One that fails, alone, would wait for those that
+    wait for it: it leaves the group as it is, and has to end at once, as cli.run_script does.
+    """
+    if world_size == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
+    try:
+        yield
+    except Interrupted:  # all ranks are
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _torchrun_ranks():
@@ -251,7 +264,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     with torch.cuda.device(device):  # of this thread; otherwise the first GPU is used
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def derive_seed(*parts: int) -> int:

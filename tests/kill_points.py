@@ -79,12 +79,16 @@ def run(overrides, **options):
     return Forked(overrides, **options).wait()
 
 
-def start_two(overrides, **options):
-    """Two processes of one run, as torchrun starts them; {rank} in a word is the process's rank."""
+def free_port():
+    """A port of this machine that nothing listens on, as text."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    job = {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        return str(free.getsockname()[1])
+
+
+def start_two(overrides, **options):
+    """Two processes of one run, as torchrun starts them; {rank} in a word is the process's rank."""
+    job = {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     job |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
         Forked(
@@ -98,13 +102,14 @@ def start_two(overrides, **options):
 
 def _run(
     overrides, console, *, at=None, action=KILL, count=1, with_report=False, as_user=False,
-    backwards=False, max_images=None, environment=None,
+    backwards=False, max_images=None, group_waits=False, environment=None,
 ):  # fmt: skip
     """Runs train.py, with an action at the `count`-th event `at`; its output goes to `console`.
 
     `as_user`: root, too, obeys file permissions. `backwards`: the clock stands in 1970 and goes
     back whenever it is read. `max_images`: a forward pass on more runs out of memory.
-    `environment`: further variables, of torchrun for example.
+    `group_waits`: to leave the process group takes too long, as NCCL's does while another rank
+    waits for this one. `environment`: further variables, of torchrun for example.
     """
     gc.freeze()  # the collector would copy every page of what the server has imported
     os.chdir(ROOT)
@@ -126,6 +131,8 @@ def _run(
         limit_images(max_images)
     if not with_report:
         report.Report = NoReport
+    if group_waits:
+        torch.distributed.destroy_process_group = functools.partial(time.sleep, 2 * TIMEOUT_SECONDS)
     counter = itertools.count(1)
 
     def happens(event, path=None):

@@ -10,17 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, SMALL_RUN, run_training, wait_until
-from kill_points import start_two
+from helpers import ROOT, SMALL_RUN, limit_images, run_training, wait_until
+from kill_points import CONTEXT, free_port, start_server, start_two
 
+from stemgenre.features.log_mel import Frontend
+from stemgenre.runtime import MicroBatch, Runtime, StopRequest
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
 from stemgenre.training import checkpoint
+from stemgenre.training.inference import compute_logits
+from stemgenre.training.model import GenreNet
 
 # Without dropout and BatchNorm statistics, a batch in two halves is the same batch.
 HEAD_ONLY = (
@@ -93,6 +98,7 @@ def both(overrides, killed, tmp_path_factory):
     assert "resumed from epoch 2, step 0" in output
     assert output.count("best epoch") == 1, "one process writes the log"
     assert "out of memory" not in output, "validation, too, takes half of BATCH_SIZE=8 per process"
+    assert "Warning" not in output
     return one, two
 
 
@@ -165,6 +171,43 @@ def test_batchnorm_follows_the_clips_of_both_processes(small_data, tmp_path):
     mean, variance = "features.0.1.running_mean", "features.0.1.running_var"
     assert torch.allclose(one[mean], two[mean], atol=1e-5)
     assert torch.allclose(one[variance], two[variance], rtol=0.3), "within a process, on a CPU"
+
+
+def test_a_process_that_fails_says_why_and_ends_without_waiting_for_the_others(overrides, tmp_path):
+    words = [*overrides, f"OUTPUT_DIR={tmp_path}", "EPOCHS=1"]
+    ends = [rank.wait() for rank in start_two(words, max_images=3, group_waits=True)]
+    output = "".join(output for _, output in ends)
+    assert [code for code, _ in ends] == [2, 2], output
+    assert "error: GPU out of memory with 4 clips per forward pass; set MICRO_BATCH" in output
+
+
+def validate(rank, port):
+    """Exits with the micro-batch's size after a validation in which rank 1 runs out of memory."""
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    limit_images(8 if rank == 0 else 2)
+    net, micro_batch = GenreNet(2), MicroBatch(4)
+    frontend = Frontend(load_settings(SMALL_RUN).features, device=torch.device("cpu"))
+    windows = types.SimpleNamespace(
+        windows=lambda clips, rows, **how: ((row, torch.ones(4, 11025)) for row in rows)
+    )
+    compute_logits(
+        net, frontend, windows, pd.DataFrame({"clip": list("abcdefgh")}), micro_batch=micro_batch,
+        amp_dtype=None, runtime=Runtime(torch.device("cpu"), rank, 2, StopRequest()),
+    )  # fmt: skip
+    sys.exit(micro_batch.size)
+
+
+def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both():
+    """In a training step each takes equally many parts: SyncBatchNorm waits for all."""
+    start_server()
+    port = free_port()
+    ranks = [CONTEXT.Process(target=validate, args=(rank, port)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [2, 2]
 
 
 def test_machines_that_share_no_file_system_are_named_at_the_start(overrides, tmp_path):

@@ -132,7 +132,7 @@ def compute_channel_stats(
     if runtime.sync_stop():
         raise runtime.interrupted()
     total = RunningStats()
-    for part in runtime.all_gather(stats):
+    for part in runtime.all_gather(stats.cpu()):
         total.merge(part)
     return total.mean_and_std()
 
@@ -215,8 +215,9 @@ def compute_logits(
     """Logits (len(clips), classes), float32 on the CPU, in the order of `clips`, on every rank.
 
     Those of a clip with several windows are of their mean probability. Each rank computes its part
-    of the clips, each clip once. Raises UserError for logits that are NaN or infinite, which argmax
-    would turn into a prediction.
+    of the clips, each clip once; if memory runs out, the micro-batch is the smallest of all ranks
+    afterwards. Raises UserError for logits that are NaN or infinite, which argmax would turn into a
+    prediction.
     """
     if not len(clips):
         return torch.empty(0, net.classifier[-1].out_features)
@@ -238,7 +239,8 @@ def compute_logits(
         rows.append(row)
         windows.append(window)
     part = _average_windows(rows, torch.stack(windows).cpu()) if rows else None
-    gathered = runtime.all_gather(part)
+    gathered, sizes = zip(*runtime.all_gather((part, micro_batch.size)), strict=True)
+    micro_batch.size = min(sizes)  # in a training step, all ranks take equally many parts
     logits = torch.empty(len(clips), gathered[0].shape[1])
     for rank, part in enumerate(gathered):
         if part is not None:

@@ -1,5 +1,8 @@
 """The network: a backbone of any kind and the genre head, trained in part or as a whole."""
 
+import math
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -92,7 +95,9 @@ def wrap_ddp(net: GenreNet) -> tuple[GenreNet, DistributedDataParallel]:
     """
     if next(net.parameters()).device.type == "cuda":
         net = to_sync_batchnorm(net)
-    return net, DistributedDataParallel(net, broadcast_buffers=False)
+    with warnings.catch_warnings():  # PyTorch 2.14 has another name for it, which 2.13 has not
+        warnings.simplefilter("ignore", FutureWarning)
+        return net, DistributedDataParallel(net, broadcast_buffers=False)
 
 
 def to_sync_batchnorm(net: GenreNet) -> GenreNet:
@@ -128,7 +133,8 @@ def average_stats(net: nn.Module, world_size: int) -> None:
 def all_finite(net: nn.Module) -> bool:
     """Whether no weight and no statistic of `net` is NaN or infinite; waits for the device once."""
     tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+    largest = torch._foreach_norm(tensors, math.inf)  # a kernel for many of the tensors
+    return bool(torch.stack(largest).isfinite().all())
 
 
 def build_model(
