@@ -13,7 +13,9 @@ import shutil
 import socket
 import threading
 import time
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +33,12 @@ STALE_SECONDS = 3600.0  # without a write, in a folder that other runs may be wr
 # NumPy reads the header of an array with Python's parser, which in CPython up to 3.11 fails now and
 # then when two threads parse at once ("AST constructor recursion depth mismatch", gh-106905).
 NPY_HEADER_LOCK = threading.Lock()
+ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names of any bytes
+DAMAGED_NPZ = (  # what zipfile and NumPy raise for a damaged .npz
+    (OSError, EOFError, LookupError, ValueError, RuntimeError)
+    + (zipfile.BadZipFile, zlib.error)
+    + (SyntaxError, TypeError, tokenize.TokenError)  # for the header of an array
+)
 WAYS_OUT = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space in your quota of that disk",

@@ -19,6 +19,8 @@ from stemgenre.setting_checks import check_together
 STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of the image
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
 TRACKERS = ("tensorboard", "wandb")
+OF_ONE_START = ("RESUME_FROM_CHECKPOINT", "LOAD_OPTIMIZER_STATE", "LOAD_SCHEDULER_STATE")
+JSON_TYPES = {str: "string", bool: "boolean", list: "array", tuple: "array", type(None): "null"}
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 
 
@@ -365,8 +367,9 @@ def _parse_override(word):
     ((name, value),) = _canonical(name, value, "command line").items()
     schema = json_schema(name)
     kinds = {part.get("type") for part in schema.get("anyOf", [schema])}
-    if kinds <= {"string", "null"} and not (value is None and "null" in kinds):
-        value = value if isinstance(value, str) else text  # DATA_DIR=2024 is a folder's name
+    takes_text = "string" in kinds and not kinds & {"integer", "number"}
+    if takes_text and JSON_TYPES.get(type(value)) not in kinds:
+        value = text  # DATA_DIR=2024 is a folder's name
     return {name: value}
 
 
@@ -431,12 +434,12 @@ def _quoted(value):
 def format_settings(settings: Settings) -> str:
     """A settings file of everything that makes `settings` what they are.
 
-    RESUME_FROM_CHECKPOINT is left out: it belongs to one start, not to the run.
+    OF_ONE_START is left out: it belongs to one start, not to the run.
     """
     lines = [
         f"{name} = {value!r}"
         for name, value in settings.values().items()
-        if name != "RESUME_FROM_CHECKPOINT"
+        if name not in OF_ONE_START
     ]
     header = '"""The settings of a run: python train.py settings_used.py repeats it."""\n\n'
     return header + "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemgenre.data.competition import Competition
-from stemgenre.files import atomic_write
+from stemgenre.files import ANY_NAME, atomic_write
 
 if TYPE_CHECKING:  # importing this module does not load torch
     from stemgenre.training.members import MemberResult, Predictions
@@ -77,9 +77,7 @@ def _format_probabilities(logits):
 
 
 def _write_csv(path, rows, separator=",", line_end="\n"):
-    # File names that are not UTF-8 are written as the bytes that they are.
-    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with atomic_write(path, "w", **options) as file:
+    with atomic_write(path, "w", **ANY_NAME) as file:
         csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
 
 

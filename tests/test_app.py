@@ -153,6 +153,15 @@ def test_a_run_shows_no_file_from_elsewhere(tmp_path):
     assert run.log_tail() == ""
 
 
+def test_runs_are_compared_by_their_settings_also_while_another_run_begins(tmp_path):
+    runs = [put_run(tmp_path / name) for name in ("new", "a", "b")]
+    for run, rate in zip(runs[1:], ("1e-3", "1e-4"), strict=True):
+        write_text(run.folder / "settings_used.py", f"LR = {rate}\nEPOCHS = 3\n")
+    shown = views.results(runs, exposed=False)
+    assert "<th>LR</th>" in shown and "<td>0.0001</td>" in shown
+    assert "<th>EPOCHS</th>" not in shown, "in which they do not differ"
+
+
 def test_names_are_text_and_no_markup(tmp_path):
     name = "<img src=x onerror=alert(1)>"
     run = put_run(tmp_path / name, message=name, network=name, networks=2, network_number=1)
@@ -587,6 +596,19 @@ def test_a_sound_that_is_too_long_is_refused(tmp_path, folder, fast_repo):
     classifier = sounds.SoundClassifier(settings, [model], [], max_seconds=3)
     result, html = classifier.predict(path)
     assert result is None and "long.wav is longer than" in html
+
+
+def test_a_sound_is_tried_with_a_model_of_the_mix(tmp_path, small_data):
+    sounds = pytest.importorskip("stemgenre.app.sounds")
+    words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path / 'out'}"]
+    settings = load_settings([*words, "CHANNELS=mix", "BACKBONE=cnn", "EPOCHS=1"])
+    out = run_training(settings)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(seconds=3), 8000)
+    classifier = sounds.SoundClassifier(settings, [out / "best_model.pth"], [], max_seconds=9)
+    prediction, html = classifier.predict(path)
+    assert prediction.genre in html
+    assert html.count("<audio") == 1, "of the sound: nothing was separated"
 
 
 def test_of_two_starts_at_once_the_lock_decides(tmp_path, small_data):

@@ -331,6 +331,28 @@ def test_a_length_that_the_file_cannot_hold_is_refused_by_its_header(tmp_path):
             function(path)
 
 
+@needs_ffmpeg
+def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
+    """Of a variable bit rate: libsndfile takes the quiet beginning's for that of all."""
+    sr, rng = 22050, np.random.default_rng(0)
+    wave = np.concatenate([np.zeros(sr), rng.normal(0, 0.2, 9 * sr)])
+    soundfile.write(tmp_path / "a.wav", wave, sr)
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-q:a", "4"]
+    for name, xing in (("with.mp3", "1"), ("without.mp3", "0")):
+        subprocess.run([*command, "-write_xing", xing, tmp_path / name], check=True)
+        wave, _ = audio.decode(tmp_path / name)
+        assert wave.shape[1] / sr == pytest.approx(10, abs=0.1), name
+
+
+def test_the_beginning_of_a_file_can_be_decoded_alone(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "x.wav", NOISE, 22050)
+    whole, rate = audio.decode(tmp_path / "x.wav")
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    beginning, _ = audio.decode(tmp_path / "x.wav", seconds=1.5)
+    assert np.array_equal(beginning, whole[:, : round(1.5 * rate)])
+    assert audio.decode(tmp_path / "x.wav", seconds=9)[0].shape == whole.shape
+
+
 def test_a_name_that_is_not_utf_8_is_read(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\x93.wav"))
     soundfile.write(tmp_path / "x.wav", NOISE, 22050)

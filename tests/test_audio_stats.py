@@ -141,7 +141,9 @@ def test_the_beginning_of_a_clip_is_what_is_compared(stats_cache, tmp_path):
     assert frames == pytest.approx(2 * SAMPLE_RATE / HOP_LENGTH, abs=1)
 
 
-@pytest.mark.parametrize("change", ["file", "truncated", "empty", "bit flip", "compared seconds"])
+@pytest.mark.parametrize(
+    "change", ["file", "truncated", "empty", "bit flip", "header", "compared seconds"]
+)
 def test_a_damaged_or_outdated_entry_is_computed_again(stats_cache, tmp_path, change):
     path, entry = tmp_path / "a.wav", stats_cache.path("a")
     stats_of(stats_cache, path, tone(seconds=3))
@@ -154,6 +156,9 @@ def test_a_damaged_or_outdated_entry_is_computed_again(stats_cache, tmp_path, ch
         entry.write_bytes(b"")
     elif change == "bit flip":
         data[-4000] ^= 255  # in the wave
+        entry.write_bytes(data)
+    elif change == "header":
+        data[data.rfind(b"), }")] = ord(" ")  # of the wave's, which NumPy parses
         entry.write_bytes(data)
     else:
         stats_cache = AudioStatsCache(stats_cache.folder, seconds=1.0)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_audio_is_found_in_any_folder(tmp_path, place):
     put_audio(*(tmp_path / place.format(name=name) for name in names))
     put_masters(tmp_path)
     assert train_labels(load(tmp_path)) == EXPECTED
+
+
+def test_names_with_accents_are_found_however_the_file_system_writes_them(tmp_path):
+    """macOS, and archives from there, take composed letters apart."""
+    composed = ["ガ.wav", "é/ü.wav", "plain.wav"]
+    put_audio(tmp_path / "test_0.wav")
+    put_audio(*(tmp_path / "sounds" / unicodedata.normalize("NFD", name) for name in composed))
+    rows = [("file_name", "label_id"), *((name, i % 2) for i, name in enumerate(composed))]
+    put_table(tmp_path / "train_master.tsv", [*rows, (unicodedata.normalize("NFD", "ガ.wav"), 0)])
+    put_table(tmp_path / "label_master.tsv", [("label_name", "label_id"), ("a", 0), ("b", 1)])
+    assert len(load(tmp_path, num_classes=2).train) == 3
 
 
 def test_masters_may_include_the_folder(data):

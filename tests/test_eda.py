@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -203,6 +204,22 @@ def test_a_stopped_run_writes_no_page(messy, tmp_path):
         with pytest.raises(Interrupted):
             eda.run_eda(settings, runtime)
     assert not (tmp_path / "index.html").exists()
+
+
+def test_the_same_file_and_any_name_are_listed(tmp_path):
+    """Also of a sound that is too short to be compared; file names are bytes."""
+    folder, rng = tmp_path / "data", np.random.default_rng(0)
+    names = ("a/x.wav", "b/y.wav", "a/1.wav", os.fsdecode(b"b/\xe9\x93.wav"))
+    waves = [rng.normal(0, 0.1, 3000)] * 2 + [rng.normal(0, 0.1, 11025) for _ in range(2)]
+    for name, wave in zip(names, waves, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(os.fsencode(folder / name), wave, 11025, format="WAV")
+    run_eda(settings_of(tmp_path))
+    found = read(tmp_path, "duplicates")
+    assert found[["first", "second", "different_labels"]].to_numpy().tolist() == [
+        ["a/x.wav", "b/y.wav", True]
+    ]
+    assert b"\xe9\x93.wav" in (tmp_path / "eda" / "clips.csv").read_bytes()
 
 
 def test_genre_folders_without_masters_work_too(tmp_path, monkeypatch):

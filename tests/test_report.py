@@ -186,7 +186,9 @@ def test_hostile_names_are_text_on_the_page_of_a_finished_training(hostile, brow
         features, device=torch.device("cpu"), channel_stats=[[-40.0] * 4, [9.0] * 4]
     )
     best = LoadedModel(None, frontend, [0, 1, 2], list(GENRES), None)
-    loader = SimpleNamespace(read=lambda clip: torch.rand(4, features.sr) - 0.5)
+    loader = SimpleNamespace(
+        read=lambda clip, section: torch.rand(4, features.sr)[:, slice(*section(features.sr))] - 0.5
+    )
     wrong = torch.zeros(5, 3)
     wrong[range(5), (page.valid["target"].to_numpy() + 1) % 3] = 2.0
     (page.valid["path"].iloc[0]).unlink()

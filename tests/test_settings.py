@@ -58,6 +58,7 @@ def settings_file(tmp_path):
         ("SEPARATION_REPO=none", None),
         ("SEPARATION_MODEL=955717e8", "955717e8"),
         ("DATA_DIR=2024", "2024"),
+        ("EXTRA_DATA=2024", "2024"),
         ("DATA_DIR=1_0", "1_0"),
         ("DATA_DIR=true", "true"),
         ("DATA_DIR=None", "None"),

@@ -67,6 +67,8 @@ def submit(folder):
         ("sample_submit.csv", "test_10.wav,3\ntest_2.wav,3\n", "test_10.wav,7\ntest_2.wav,0\n"),
         ("sample_submit.csv", "test_10.wav;3\ntest_2.wav;3\n", "test_10.wav;7\ntest_2.wav;0\n"),
         ("sample_submit.csv", "test_10.wav\t3\n", "test_10.wav\t7\n"),
+        ("sample_submit.csv", "test_10.wav\ntest_2.wav\n", "test_10.wav,7\ntest_2.wav,0\n"),
+        ("sample_submit.tsv", "file\ntest_2.wav\n", "file\tlabel_id\ntest_2.wav\t0\n"),
         (
             "sample_submit.csv",
             "test_0.wav,1\r\ntest_2.wav,1\r\n",

@@ -28,9 +28,12 @@ class Page:
         self.eda = Background("eda.py")
 
     def build(self) -> gr.Blocks:
-        """The gr.Blocks of the page. Uploads that nobody predicts are deleted after ten minutes."""
+        """The gr.Blocks of the page.
+
+        Uploads are deleted when they are predicted, others after a day: a batch can take hours.
+        """
         with gr.Blocks(
-            title="Stem Genre", analytics_enabled=False, delete_cache=(60, 600)
+            title="Stem Genre", analytics_enabled=False, delete_cache=(3600, 86400)
         ) as blocks:
             gr.HTML("<h1>Stem Genre</h1>")
             with gr.Tabs():
@@ -132,8 +135,11 @@ class Page:
         return self.form.base_words(recipe, self._earlier())
 
     def _fill(self, recipe):
-        """The run's name and the fields' values of a recipe."""
-        values = self.form.values(self._base(recipe))
+        """The run's name and the fields' values of a recipe; what is wrong with it, _check says."""
+        try:
+            values = self.form.values(self._base(recipe))
+        except UserError:  # in an earlier run's settings
+            return [gr.skip() for _ in ("name", *self.form.fields)]
         name = recipe.removeprefix(EARLIER).rpartition("/")[2] if recipe != NO_RECIPE else "run"
         return [name, *values.values()]
 

@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from markupsafe import Markup
 
@@ -92,15 +91,16 @@ class SoundClassifier:
                 raise UserError(f"{path} is longer than {self.max_seconds / 60:g} minutes")
 
         with tempfile.TemporaryDirectory() as folder:
-            sr = classifier.features.sr
-            classifier.cache = StemCache(
-                folder, model=classifier.separation.separation_model, sample_rate=sr
-            )
+            sr, waves = classifier.features.sr, classifier.features.cached_waves
+            model = classifier.separation.separation_model
+            classifier.cache = StemCache(folder, model=model, sample_rate=sr, waves=waves)
             prediction = classifier.predict(path, progress=progress)
             (entry,) = Path(folder).glob("*.npz")
-            stems = next(cached_blocks(entry, samples=round(PLAYER_SECONDS * sr))).float()
+            samples = round(PLAYER_SECONDS * sr)
+            stems = next(cached_blocks(entry, samples=samples, waves=waves)).float()
         parts = [views.genres(prediction.top_k()), _timeline(prediction)]
-        parts += [_image(classifier, stems), _players(path, stems.numpy(), sr)]
+        stems_to_play = dict(zip(waves, stems.numpy(), strict=True)) if waves == STEMS else {}
+        parts += [_image(classifier, stems), _players(path, stems_to_play, sr)]
         return prediction, Markup().join(parts)
 
 
@@ -139,19 +139,8 @@ def _image(classifier, stems):
 
 def _players(path, stems, sr):
     """Players of the first seconds of the file itself and of its stems."""
-    wave, rate = _beginning(path)
+    wave, rate = audio.decode(path, seconds=PLAYER_SECONDS)
     players = [audio_player(wave, rate, label="sound", seconds=PLAYER_SECONDS)]
-    for name, stem in zip(STEMS, stems, strict=True):
+    for name, stem in stems.items():
         players.append(audio_player(stem, sr, label=name, seconds=PLAYER_SECONDS))
     return Markup('<div class="players">{}</div>').format(Markup().join(players))
-
-
-def _beginning(path):
-    """(wave (channels, samples), rate) of the first PLAYER_SECONDS of a file."""
-    blocks, samples = [], 0
-    for block, rate in audio.read_blocks(path):
-        blocks.append(block.T)
-        samples += len(block)
-        if samples >= PLAYER_SECONDS * rate:
-            break
-    return np.concatenate(blocks, axis=1), rate

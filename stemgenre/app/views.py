@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import itertools
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -188,8 +189,9 @@ def results(runs: list[Run], *, exposed: bool) -> Markup:
         return message("there is no run yet", "soft")
     settings = [run.settings() for run in runs]
     hidden = FILE_SETTINGS if exposed else {"OUTPUT_DIR"}
-    names = [name for name in settings[0] if name not in hidden]
-    differing = [name for name in names if len({repr(used.get(name)) for used in settings}) > 1]
+    known = [used for used in settings if used]  # a run that just begins has none yet
+    names = [name for name in dict.fromkeys(itertools.chain(*known)) if name not in hidden]
+    differing = [name for name in names if len({repr(used.get(name)) for used in known}) > 1]
     rows = []
     for run, used in zip(runs, settings, strict=True):
         summary, content = run.summary(), run.status()

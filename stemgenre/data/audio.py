@@ -21,7 +21,7 @@ import soundfile
 import soxr
 
 from stemgenre.data.find_files import stem_files
-from stemgenre.data.headers import UNKNOWN_LENGTH, check_size
+from stemgenre.data.headers import UNKNOWN_LENGTH, check_size, tells_mp3_length
 from stemgenre.errors import UserError
 from stemgenre.settings import STEMS
 
@@ -64,7 +64,7 @@ def probe(path: Path | str) -> Probe:
         path = stem_files(path)[STEMS[0]]
     _check_file(path, "read")
     try:
-        info = soundfile.info(os.fsencode(path))
+        info = soundfile.info(_name(path))
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from None
     if info.format == "RAW":
@@ -78,13 +78,19 @@ def probe(path: Path | str) -> Probe:
     return Probe(frames / info.samplerate, info.samplerate, info.channels, info.subtype)
 
 
-def decode(path: Path | str) -> tuple[np.ndarray, int]:
-    """(wave, rate): float32 of shape (channels, samples), full scale 1, and its rate in Hz.
+def decode(path: Path | str, *, seconds: float = math.inf) -> tuple[np.ndarray, int]:
+    """(wave, rate) of the first `seconds`: float32 (channels, samples), full scale 1; rate in Hz.
 
-    Raises UserError as read_blocks does.
+    Nothing behind them is read. Raises UserError as read_blocks does.
     """
-    blocks, rates = zip(*read_blocks(path), strict=True)
-    return np.concatenate([block.T for block in blocks], axis=1), rates[0]
+    parts, samples = [], 0
+    with contextlib.closing(read_blocks(path)) as blocks:
+        for block, rate in blocks:
+            parts.append(block.T)
+            samples += len(block)
+            if samples >= seconds * rate:
+                break
+    return np.concatenate(parts, axis=1)[:, : round(min(samples, seconds * rate))], rate
 
 
 def read_blocks(path: Path | str) -> Iterator[tuple[np.ndarray, int]]:
@@ -234,6 +240,11 @@ def _check_file(path, done):
         raise UserError(f"{path} cannot be {done}: there is no such file")
 
 
+def _name(path):
+    """A path as soundfile takes any: bytes, which on Windows are not those of all names."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 def _peak(path, block):
     """The largest absolute value of a block; UserError if it is NaN, infinite or above MAX_PEAK."""
     peak = max(block.max(), -block.min())
@@ -248,13 +259,16 @@ def _blocks(path):
     """(block, rate) of a file, from libsndfile, or from ffmpeg if libsndfile cannot open it."""
     check_size(path)
     try:
-        file = soundfile.SoundFile(os.fsencode(path))
+        file = soundfile.SoundFile(_name(path))
     except (soundfile.LibsndfileError, OSError) as error:
         yield from _read_with_ffmpeg(path, _reason(error))
         return
     if file.format == "RAW":  # libsndfile takes whatever is named .au or .snd for samples
         file.close()
         yield from _read_with_ffmpeg(path, NO_HEADER)
+    elif file.format == "MP3" and not tells_mp3_length(path) and shutil.which("ffmpeg"):
+        file.close()  # libsndfile may stop too early
+        yield from _read_with_ffmpeg(path, "its length is unknown")
     else:
         yield from _read_with_libsndfile(path, file)
 

@@ -6,7 +6,6 @@ belong to, `fingerprint` and `wave`, with which duplicates are found and confirm
 
 import contextlib
 import json
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +20,7 @@ from stemgenre.data import audio
 from stemgenre.data.fingerprint import SAMPLE_RATE, fingerprint
 from stemgenre.data.source_hashes import HASHES_FILE, SourceHashes
 from stemgenre.errors import UserError
-from stemgenre.files import NPY_HEADER_LOCK, atomic_write
+from stemgenre.files import DAMAGED_NPZ, NPY_HEADER_LOCK, atomic_write
 from stemgenre.prefetch import prefetch_map
 from stemgenre.settings import Settings
 
@@ -58,7 +57,7 @@ class AudioStatsCache:
     def __init__(self, folder: Path | str, *, seconds: float) -> None:
         self.folder = Path(folder)
         self.seconds = seconds
-        self._hashes = SourceHashes(self.folder / HASHES_FILE)
+        self.hash_source = SourceHashes(self.folder / HASHES_FILE).sha256
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -112,7 +111,7 @@ class AudioStatsCache:
                 entry = dict(arrays)  # reading each array to its end checks its CRC
             meta = json.loads(str(entry["meta"]))
             stats = meta.pop("stats")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except DAMAGED_NPZ:
             return None
         current = {"fingerprint", "wave"} <= set(entry) and meta == signature
         return stats if current else None
@@ -122,7 +121,7 @@ class AudioStatsCache:
         return {
             "format": FORMAT,
             "source": str(source),
-            "sha256": self._hashes.sha256(source),
+            "sha256": self.hash_source(source),
             "compared_seconds": self.seconds,
         }
 

@@ -6,6 +6,7 @@ Labels are joined by file name, never by position.
 import filecmp
 import functools
 import logging
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -244,10 +245,10 @@ class ClipIndex:
 
     @functools.cached_property
     def by_name(self) -> dict[str, list[Path]]:
-        """{name of the file or folder: its paths}."""
+        """{name of the file or folder, composed: its paths}."""
         found = {}
         for path in self.clips:
-            found.setdefault(path.name, []).append(path)
+            found.setdefault(_composed(path.name), []).append(path)
         return found
 
     @functools.cached_property
@@ -261,7 +262,7 @@ def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path
     by_name, has_songs = index.by_name, index.has_songs
     paths, missing = [], []
     for text in names:
-        plain = by_name.get(text, ())
+        plain = by_name.get(_composed(text), ())
         if len(plain) == 1 and not has_songs and "\\" not in text and text[1:2] != ":":
             paths += plain  # of most of 100,000 names, in a tenth of the time
             continue
@@ -269,9 +270,7 @@ def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path
         if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
             raise UserError(f"{table} names {text!r}, which is not a file below the data folder")
         found = (has_songs and _find_songs(name, by_name)) or [
-            path
-            for path in by_name.get(name.name, ())
-            if path.parts[-len(name.parts) :] == name.parts
+            path for path in by_name.get(_composed(name.name), ()) if _ends_with(path, name)
         ]
         if not found:
             missing.append(text)
@@ -296,9 +295,19 @@ def _find_songs(name, by_name):
     return [
         path
         for meant in dict.fromkeys((name, name.with_suffix("")))
-        for path in by_name.get(meant.name, ())
-        if path.parts[-len(meant.parts) :] == meant.parts and is_song(path)
+        for path in by_name.get(_composed(meant.name), ())
+        if _ends_with(path, meant) and is_song(path)
     ]
+
+
+def _composed(text):
+    """`text` with its accents composed, as tables have them: macOS takes them apart (NFD)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _ends_with(path, name):
+    """Whether the last parts of `path` are those of `name`."""
+    return _composed("/".join(path.parts[-len(name.parts) :])) == _composed(str(name))
 
 
 def read_targets(master: Path, labels: pd.DataFrame, label_master: Path) -> pd.DataFrame:

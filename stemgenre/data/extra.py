@@ -20,8 +20,8 @@ from stemgenre.data.competition import (
     read_targets,
 )
 from stemgenre.data.find_files import find_clips, find_master, natural_key, with_digest
-from stemgenre.data.split import TEXT
 from stemgenre.errors import UserError
+from stemgenre.files import ANY_NAME
 from stemgenre.runtime import Runtime, thread_count
 from stemgenre.settings import DataSettings, Settings
 
@@ -202,7 +202,7 @@ def _read_probabilities(path, competition):
     if path.exists() and not path.is_file():
         raise UserError(f"{name} is not a file")
     try:
-        with path.open(**TEXT) as file:
+        with path.open(**ANY_NAME) as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None

@@ -35,6 +35,24 @@ def check_size(path: Path | str) -> None:
         )
 
 
+def tells_mp3_length(path: Path | str) -> bool:
+    """Whether the first frame of an .mp3, behind its ID3v2 tag, says how many frames follow.
+
+    Without that, libsndfile guesses the length from the first frame's bit rate, and stops there.
+    """
+    with Path(path).open("rb") as file:
+        header = file.read(10)
+        if header[:3] == b"ID3":  # its size has 7 bits a byte
+            high, *low = header[6:10]
+            for byte in low:
+                high = high << 7 | byte
+            file.seek(10 + high)
+        else:
+            file.seek(0)
+        frame = file.read(256)
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
 def _promised_size(file):
     """The bytes that .au, .wav, .w64 and .aiff headers say a file has; 0: unknown, or others."""
     magic = file.read(4)

@@ -17,13 +17,12 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from stemgenre.errors import UserError
-from stemgenre.files import atomic_write
+from stemgenre.files import ANY_NAME, atomic_write
 from stemgenre.settings import Settings
 
 log = logging.getLogger(__name__)
 
 GROUPS_FILE = "groups.csv"  # below EDA_DIR
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name
 GROUPS_COLUMNS = ("split", "clip", "file_name", "group")
 
 
@@ -193,7 +192,7 @@ def number_groups(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> 
 
 def write_groups(path: Path, clips: pd.DataFrame) -> None:
     """Writes GROUPS_COLUMNS of `clips` as CSV, one row per clip."""
-    with atomic_write(path, "w", **TEXT) as file:
+    with atomic_write(path, "w", **ANY_NAME) as file:
         clips.to_csv(file, columns=list(GROUPS_COLUMNS), index=False)
 
 
@@ -205,7 +204,7 @@ def read_groups(path: Path) -> pd.DataFrame:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; delete it and run python eda.py")
     try:
-        with path.open(**TEXT) as file:
+        with path.open(**ANY_NAME) as file:
             rows = [[row[name] for name in GROUPS_COLUMNS] for row in csv.DictReader(file)]
         table = pd.DataFrame(rows, columns=list(GROUPS_COLUMNS))
         table["group"] = [int(group) for group in table["group"]]

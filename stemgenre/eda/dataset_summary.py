@@ -13,7 +13,7 @@ from stemgenre.data.audio_stats import STAT_COLUMNS, AudioStatsCache, compute_au
 from stemgenre.data.competition import Competition
 from stemgenre.data.duplicates import COLUMNS, find_duplicates
 from stemgenre.eda.stem_stats import StemStats
-from stemgenre.files import atomic_write
+from stemgenre.files import ANY_NAME, atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def analyze_dataset(
     if stopped():
         return None
     pairs["first"], pairs["second"] = readable[pairs["first"]], readable[pairs["second"]]
+    pairs = _with_same_files(pairs, clips.loc[readable], stats_cache)
     clips["group"] = split.number_groups(len(clips), pairs[["first", "second"]].to_numpy())
     clips["notes"] = _notes(clips, clip_seconds)
     listed = {path.name for path in clips["path"]}  # by name: a second copy of a file is listed too
@@ -105,6 +106,17 @@ def analyze_dataset(
         _duplicates(clips, pairs),
         [path for path in audio_files if path.name not in listed],
     )
+
+
+def _with_same_files(pairs, clips, stats_cache):
+    """`pairs`, and those clips that are the same file, with too little sound to be found by it."""
+    rows, firsts = list(pairs.itertuples(index=False, name=None)), {}
+    found = {(first, second) for first, second, *_ in rows}
+    for row in clips.itertuples():
+        first = firsts.setdefault(stats_cache.hash_source(row.path), row.Index)
+        if first != row.Index and (first, row.Index) not in found:
+            rows.append((first, row.Index, 0.0, row.seconds, 1.0))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _all_clips(competition):
@@ -219,7 +231,7 @@ def write_tables(folder: Path, summary: DatasetSummary, stem_stats: StemStats | 
     if stem_stats:
         tables["stems"] = stem_stats.energy
     for name, table in tables.items():
-        with atomic_write(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+        with atomic_write(folder / f"{name}.csv", "w", **ANY_NAME) as file:
             table.to_csv(file, index=False, float_format="%.6g")
     split.write_groups(folder / split.GROUPS_FILE, summary.clips)
 

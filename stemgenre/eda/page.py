@@ -1,6 +1,5 @@
 """EDA_DIR/index.html: what is in the data, to look at and to listen to."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _examples(summary, stem_stats, features):
             continue
         clip = of_genre[of_genre["clip"] == name].iloc[0]
         try:
-            wave, rate = _read_beginning(clip["path"], features.clip_seconds)
+            wave, rate = audio.decode(clip["path"], seconds=features.clip_seconds)
         except UserError:  # deleted since its statistics were computed
             continue
         players = [
@@ -136,18 +135,6 @@ def _examples(summary, stem_stats, features):
             }
         )
     return examples
-
-
-def _read_beginning(path, seconds):
-    """(wave (channels, samples), rate in Hz) of the first `seconds` of an audio file."""
-    blocks, samples = [], 0
-    with contextlib.closing(audio.read_blocks(path)) as reader:
-        for block, rate in reader:
-            blocks.append(block)
-            samples += len(block)
-            if samples >= seconds * rate:
-                break
-    return np.concatenate(blocks)[: round(seconds * rate)].T, rate
 
 
 def _waveform(wave, rate, *, alt):

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import precision_recall_fscore_support
 
-from stemgenre.files import atomic_write
+from stemgenre.files import ANY_NAME, atomic_write
 
 CALIBRATION_BINS = 10  # of equal width, over the top-1 probability
 
@@ -48,8 +48,7 @@ def write_classification_report(
     """
     table = per_genre(targets, logits.argmax(1).numpy(), label_names)
     table = table.rename(columns={"clips": "support", "F1": "f1"})
-    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with atomic_write(path, "w", **options) as file:
+    with atomic_write(path, "w", **ANY_NAME) as file:
         table[["genre", "precision", "recall", "f1", "support"]].to_csv(file, index=False)
 
 

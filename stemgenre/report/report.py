@@ -25,6 +25,7 @@ from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.files import write_text
 from stemgenre.html import charts
 from stemgenre.html.page import (
+    PLAYER_SECONDS,
     audio_player,
     full_width_figure,
     percent,
@@ -239,10 +240,11 @@ class Report:
         all_probabilities = logits.softmax(1).numpy()
         targets, names = self.valid["target"].to_numpy(), self.competition.label_names
         features = best.frontend.features
+        samples = max(best.frontend.clip_samples, round(PLAYER_SECONDS * features.sr))
         for i in metrics.top_errors(targets, all_probabilities, MAX_ERRORS):
             clip, target, probabilities = self.valid.iloc[i], targets[i], all_probabilities[i]
             order = np.argsort(-probabilities, kind="stable")
-            stems = loader.read(clip["clip"])  # (4, samples)
+            stems = loader.read(clip["clip"], section=lambda _: (0, samples))  # (4, samples)
             image = best.frontend([stems], [NO_AUGMENT])[0].cpu().numpy()  # (C, S, S)
             yield {
                 "file_name": clip["file_name"],
@@ -337,7 +339,7 @@ def _curves(state):
 def _players(path, waves, features):
     """Players of the clip's file and of its stems, (4, samples), or of its mix, (1, samples)."""
     try:
-        players = [audio_player(*decode(path), label="the clip")]
+        players = [audio_player(*decode(path, seconds=PLAYER_SECONDS), label="the clip")]
     except UserError as error:  # the file has been removed since it was separated
         players = [Markup("<p>{}</p>").format(error)]
     for name, wave in zip(features.cached_waves, waves, strict=True):
