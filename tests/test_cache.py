@@ -26,7 +26,7 @@ from stemgenre.data import source_hashes
 from stemgenre.errors import ClipError, UserError
 from stemgenre.separation.cache import HASHES_FILE, StemCache, open_cache
 from stemgenre.separation.entry_reader import CacheError, cached_blocks
-from stemgenre.separation.entry_writer import StemSpool
+from stemgenre.separation.entry_writer import EntryWriter, StemSpool
 from stemgenre.settings import STEMS, load_settings
 
 SR = 22050
@@ -678,6 +678,30 @@ def test_a_damaged_entry_gives_no_block(cache, source):
     cache.path("train_0").write_bytes(content)
     with pytest.raises(CacheError, match="Bad CRC-32"):
         next(cached_blocks(cache.path("train_0"), samples=10))
+    with pytest.raises(CacheError, match="it was removed, run again to separate the clip"):
+        next(cache.blocks("train_0", samples=10))
+    assert not cache.is_current("train_0", source)
+
+
+def test_stems_of_which_a_block_found_no_disk_space_are_not_kept(cache, source, monkeypatch):
+    add, calls = StemSpool.add, []
+
+    def find_the_disk_full_once(spool, waves):
+        calls.append(waves)
+        if len(calls) == 2:
+            raise UserError("the disk is full")
+        add(spool, waves)
+
+    monkeypatch.setattr(StemSpool, "add", find_the_disk_full_once)
+    writer = EntryWriter(cache, "train_0", source)
+    block = torch.zeros(4, 100, dtype=torch.float16)
+    writer.add(block)
+    with pytest.raises(UserError):
+        writer.add(block)
+    writer.add(block)
+    with pytest.raises(UserError, match="the disk is full"):
+        writer.finish("float32")
+    assert entries(cache) == []
 
 
 def test_spooled_blocks_become_the_same_entry_as_whole_stems(cache, source):

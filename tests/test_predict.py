@@ -242,6 +242,23 @@ def test_stems_are_kept_as_in_the_cache_and_found_again_without_demucs(
         assert found["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
 
 
+def test_stems_of_a_file_that_is_replaced_while_it_is_predicted_are_not_taken_for_the_new_ones(
+    model, separation, tmp_path
+):
+    path, replaced = tmp_path / "a.wav", []
+    soundfile.write(path, tune(seconds=2), SR)
+
+    def replace(seconds):
+        soundfile.write(path, tune(seconds=3), SR)
+        replaced.append(path)
+
+    stems = tmp_path / "kept"
+    classifier = Classifier.load(model, device="cpu", separation=separation, stems=stems)
+    classifier.predict(path, progress=replace)
+    assert replaced
+    assert not classifier.cache.is_current("a", path)
+
+
 def test_kept_stems_of_a_changed_file_or_a_damaged_entry_are_separated_again(run):
     soundfile.write("a.wav", tune(seconds=2), SR)
     run("a.wav", "--stems", "kept")

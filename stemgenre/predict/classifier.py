@@ -220,25 +220,24 @@ class Classifier:
             if not path.is_file():
                 file.blocks = _failing(UserError(f"there is no file {path}"))
             elif path in names:
-                file.blocks = self._cached_blocks(path, names[path])
-                file.writer = None if file.blocks else EntryWriter(self.cache, names[path], path)
+                self._open_cached(file, names[path])
             yield file
 
     def _cutter(self):
         return WindowCutter(self.window_samples, overlap=TTA_OVERLAP if self.tta else OVERLAP)
 
-    def _cached_blocks(self, path, clip):
-        """The blocks of a file's stems in the cache; None if it has to be separated."""
+    def _open_cached(self, file, clip):
+        """Gives a file the blocks of its stems in the cache, or else what will write them there."""
         try:
-            if not self.cache.is_current(clip, path):
-                return None
-            blocks = cached_blocks(self.cache.path(clip), samples=self.window_samples)
-            return itertools.chain([next(blocks)], blocks)
+            digest = self.cache.hash_source(file.path)  # of what is decoded: taken before
+            file.writer = EntryWriter(self.cache, clip, file.path, source_sha256=digest)
+            if self.cache.is_current(clip, file.path, hash_source=lambda _: digest):
+                blocks = cached_blocks(self.cache.path(clip), samples=self.window_samples)
+                file.blocks, file.writer = itertools.chain([next(blocks)], blocks), None
         except CacheError as error:
             log.warning("%s; it is separated again", error)
-            return None
         except ClipError as error:
-            return _failing(error)
+            file.blocks, file.writer = _failing(error), None
 
     def _loaded_separator(self):
         if self._separator is None:

@@ -5,6 +5,7 @@ that says what they were made from. For CHANNELS=mix, the entries of another fol
 mix alone, and nothing is separated. How entries are read, older ones too: entry_reader.py.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -149,18 +150,24 @@ class StemCache:
         rate or, with `source`, another audio file.
         """
         path = self.path(clip)
+        with self._removing_damaged(path):
+            waves, meta = read_entry(path, self.waves, section, undamaged=self._undamaged)
+        if meta is not None:
+            self._check_own(path, meta, source)
+        return waves
+
+    @contextlib.contextmanager
+    def _removing_damaged(self, path):
+        """Removes the entry if it is found to be damaged, and says so in the CacheError."""
         action = "separate" if self.waves == STEMS else "decode"
         try:
-            waves, meta = read_entry(path, self.waves, section, undamaged=self._undamaged)
+            yield
         except CacheError as error:
             try:
                 path.unlink(missing_ok=True)
             except OSError:  # a read-only cache
                 raise CacheError(f"{error}; delete it to {action} the clip again") from None
             raise CacheError(f"{error}; it was removed, run again to {action} the clip") from None
-        if meta is not None:
-            self._check_own(path, meta, source)
-        return waves
 
     def _check_own(self, path, meta, source):
         """Raises CacheError for the stems of another run that shares the folder."""
@@ -185,10 +192,15 @@ class StemCache:
         self, clip: str, *, samples: int, source: Path | str | None = None
     ) -> "Iterator[torch.Tensor]":
         """Yields the stems of a clip as read() does, up to `samples` at a time, as tensors."""
-        meta = read_meta(self.path(clip))
+        path = self.path(clip)
+        with self._removing_damaged(path):
+            meta = read_meta(path)
         if meta is not None:
-            self._check_own(self.path(clip), meta, source)
-        yield from cached_blocks(self.path(clip), waves=self.waves, samples=samples)
+            self._check_own(path, meta, source)
+        with self._removing_damaged(path):
+            yield from cached_blocks(
+                path, waves=self.waves, samples=samples, undamaged=self._undamaged
+            )
 
     def read_file(self, path: Path | str) -> tuple[np.ndarray, int]:
         """(waves, sample rate in Hz) of any entry; without meta, it has the rate of this cache.

@@ -25,7 +25,7 @@ class EntryWriter:
         self.source_sha256 = source_sha256
         self.block: torch.Tensor | None = None
         self.spool: StemSpool | None = None
-        self.is_out_of_memory = False
+        self.error: Exception | None = None  # of a block that is missing; finish() raises it
 
     def add(self, waves: torch.Tensor) -> None:
         """Takes in waves (4 or 1, samples), float16 on the CPU.
@@ -40,8 +40,11 @@ class EntryWriter:
                 self.spool = StemSpool(self.cache)
                 self.spool.add(self.block)
             self.spool.add(waves)
-        except MemoryError:
-            self.is_out_of_memory = True  # which finish() says
+        except MemoryError as error:
+            self.error = error
+        except UserError as error:  # the blocks behind it may find space again
+            self.error = error
+            raise
 
     def finish(self, precision: str) -> None:
         """Writes the entry.
@@ -51,8 +54,8 @@ class EntryWriter:
         with contextlib.closing(self):
             made_by = {"precision": precision, "source_sha256": self.source_sha256}
             try:
-                if self.is_out_of_memory:
-                    raise MemoryError
+                if self.error:
+                    raise self.error
                 if self.spool:
                     self.spool.store(self.clip, self.source, **made_by)
                 else:
