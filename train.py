@@ -83,7 +83,6 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     if runtime.is_main:
         remove_stale_temp_files(paths.output(""), paths.output("report"), older_than=0)
         remove_stale_temp_files(cache.folder)
-        write_text(paths.output("settings_used.py"), format_settings(settings))
     if make_demo:
         ensure_demo(paths.data_dir, open_cache(settings, waves=STEMS), features, runtime)
 
@@ -109,6 +108,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     # Built here only to say, before the separation, if its weights cannot be loaded.
     build_model(settings.model, num_classes=classes, in_channels=channels, seed=0)
     if runtime.is_main:
+        write_text(paths.output("settings_used.py"), format_settings(settings))
         for member in members:
             member.clean_folder(resuming=member in begun)
 

@@ -127,6 +127,14 @@ def test_models_of_other_genres_are_not_averaged(folds_run, tmp_path):
         Classifier.load(folds_run / "best_model.pth", tmp_path / "other.pth", device="cpu")
 
 
+def test_models_of_the_mix_and_of_stems_are_not_averaged(folds_run, tmp_path):
+    content = checkpoint.load(folds_run / "fold_1" / "best_model.pth", "model")
+    content["features"] |= {"channels": "mix", "num_channels": 4}  # which needs no stems
+    checkpoint.save(tmp_path / "mix.pth", "model", content)
+    with pytest.raises(UserError, match=r"mix\.pth cannot be averaged: their CHANNELS differ"):
+        Classifier.load(folds_run / "best_model.pth", tmp_path / "mix.pth", device="cpu")
+
+
 def test_the_mean_is_of_probabilities():
     logits = torch.randn(5, 3, 4)
     mean = logits.softmax(-1).mean(1)

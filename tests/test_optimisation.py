@@ -59,6 +59,11 @@ def test_indices_and_their_probabilities_have_the_same_loss(label_smoothing, wei
     assert loss(logits, probabilities).item() == pytest.approx(loss(logits, indices).item())
 
 
+def test_a_genre_without_clips_has_a_weight_that_is_a_number():
+    weights = balanced_weights(target_probabilities(CLIPS, num_classes=4))
+    assert weights.isfinite().all()
+
+
 @pytest.fixture
 def batch():
     """Images (64, 4, 2, 2) whose values are their index, and one-hot targets (64, 64)."""

@@ -209,14 +209,35 @@ def test_a_part_that_is_not_loaded_restarts_warm(state, one_epoch):
     assert restarted == (state == "LOAD_SCHEDULER_STATE")
 
 
+def test_a_run_whose_schedule_was_restarted_resumes_as_the_same_run(one_epoch, monkeypatch):
+    longer = ("EPOCHS=4", "LOAD_SCHEDULER_STATE=False")
+    expected = run_results(run_training(one_epoch(*longer)))
+    settings, steps = one_epoch(*longer), []
+
+    def stop(trainer, step):
+        steps.append(step)
+        if len(steps) == 4:  # in the second epoch after that
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "on_step", stop)
+    with pytest.raises(Interrupted):
+        run_training(settings)
+    used = settings.paths.output("settings_used.py")
+    out = run_training(load_settings([str(used), "RESUME_FROM_CHECKPOINT=True"]))
+    assert_same_run(out, expected)
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(one_epoch):
     settings = one_epoch("IMG_SIZE=96", "SEED=7")
-    before = settings.paths.output("checkpoint.pth").read_bytes()
+    before, used = (
+        settings.paths.output(name).read_bytes() for name in ("checkpoint.pth", "settings_used.py")
+    )
     with pytest.raises(UserError) as error:
         run_training(settings)
     assert "IMG_SIZE: 64 in the checkpoint, 96 here" in str(error.value)
     assert "SEED: 42 in the checkpoint, 7 here" in str(error.value)
     assert settings.paths.output("checkpoint.pth").read_bytes() == before
+    assert settings.paths.output("settings_used.py").read_bytes() == used, "it is of that run"
 
 
 def test_resuming_without_a_checkpoint_is_an_error_not_a_new_run(small_settings):

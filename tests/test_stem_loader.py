@@ -7,8 +7,9 @@ import torch
 
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.entry_reader import CacheError
+from stemgenre.settings import AugmentSettings
 from stemgenre.training import stem_loader
-from stemgenre.training.stem_loader import StemLoader, epoch_batches
+from stemgenre.training.stem_loader import StemLoader, epoch_batches, training_batches
 
 
 def table(*targets):
@@ -119,6 +120,21 @@ def test_stems_that_do_not_fit_the_gpu_stay_on_the_cpu_and_none_are_kept(cache, 
     for positions, stems in loader.batches(table(*[0] * 10), batches, section=whole):
         assert [s.shape[1] for s in stems] == [50 + i for i in positions]
     assert not loader.drop_gpu_cache(), "what was kept has been given back"
+
+
+def test_a_swapped_stem_is_as_long_as_the_others(cache):
+    """Each clip takes as much of its partner as its own tempo needs."""
+    clips = table(*[0] * 10)[1:]  # the first one's stems are zeros
+    positions = np.arange(9)
+    batches = training_batches(
+        StemLoader(cache, threads=1, **ON_CPU), clips, [positions],
+        section=lambda row, length: (0, 20 + 3 * row),
+        augment=AugmentSettings.from_config(stem_swap=1.0), seed=0, epoch=0,
+    )  # fmt: skip
+    ((_, all_stems),) = batches
+    for row, stems in enumerate(all_stems):
+        assert len(stems.unique()) == 2, "its own, and its partner's"
+        assert stems.shape == (4, 20 + 3 * row) and (stems != 0).all()
 
 
 def test_a_damaged_entry_is_named(cache):

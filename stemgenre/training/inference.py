@@ -65,6 +65,8 @@ def _must_agree(first, other):
     for what in ("label_names", "label_ids", "separation_model"):
         name = {"separation_model": "SEPARATION_MODEL"}.get(what, "genres")
         yield name, getattr(first, what), getattr(other, what)
+    waves = [",".join(m.frontend.features.cached_waves) for m in (first, other)]
+    yield "CHANNELS", *waves
     for what in ("sr", "clip_seconds"):
         yield what.upper(), *(getattr(m.frontend.features, what) for m in (first, other))
 

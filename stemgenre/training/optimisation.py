@@ -33,7 +33,7 @@ def balanced_weights(probabilities: torch.Tensor) -> torch.Tensor:
     loss and the learning rate keep their scale; as scikit-learn's class_weight="balanced".
     """
     clips, num_classes = probabilities.shape
-    return clips / (num_classes * probabilities.sum(0))
+    return clips / (num_classes * probabilities.sum(0).clamp(min=1))
 
 
 def mix_pairs(

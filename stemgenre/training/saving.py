@@ -99,7 +99,8 @@ def _restore_optimizer(trainer, saved):
     groups = trainer.optimizer.param_groups
     if options.load_scheduler_state:
         trainer.scheduler.load_state_dict(saved["scheduler"])
-        trainer.scheduler.T_max = options.epochs - trainer.scheduler.warmup
+        before = trainer.state.epoch - trainer.scheduler.last_epoch  # epochs before it restarted
+        trainer.scheduler.T_max = options.epochs - before - trainer.scheduler.warmup
         for group, lr in zip(groups, trainer.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
     else:

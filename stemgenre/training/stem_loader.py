@@ -231,8 +231,8 @@ def training_batches(
         )
         if swap and len(stems) > 1:  # a mix by itself has no stems to swap
             clip, source = rows[swap.partner]
-            section_of_partner = functools.partial(section, swap.partner)
-            partner = loader.read(clip, source=source, section=section_of_partner)
+            section_of_row = functools.partial(section, row)  # at the row's tempo
+            partner = loader.read(clip, source=source, section=section_of_row)
             stems = swap_stems(stems, partner, swap.stems)
         return prepare(row, stems)
 
