@@ -28,7 +28,7 @@ PSEUDO_CONFIDENCE = 0.9  # the least top-1 probability of those clips
 # Separation (Demucs), done once per clip and cached
 SEPARATION_MODEL = "htdemucs"  # a four-stem model's name on the Demucs hub or in SEPARATION_REPO
 SEPARATION_REPO = None  # local folder with that model (NAME.yaml and its weights), for offline use
-SEPARATION_CACHE_DIR = "separated"  # below DATA_DIR unless absolute; 5.3 MB for a 30 s clip
+SEPARATION_CACHE_DIR = "separated"  # below DATA_DIR, or an existing folder; 5.3 MB a 30 s clip
 SEPARATION_OVERLAP = 0.21  # of a 7.8 s window: five windows for clips up to 30.8 s (0.25: six)
 SEPARATION_BATCH = "auto"  # clips through Demucs at once; "auto": from free GPU memory, 1 on a CPU
 

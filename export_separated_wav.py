@@ -36,7 +36,15 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     words, clips = cli.split_words(args.clips)
     settings = cli.parse_settings(words, demo=args.demo)
+    data_dir = Path(settings.paths.data_dir)
+    if args.out.resolve().is_relative_to(data_dir.resolve()):
+        raise UserError(
+            f"--out {args.out} is in DATA_DIR={data_dir}, where a folder of stems is a clip; "
+            "choose another folder"
+        )
     cache = open_cache(settings, waves=STEMS)
+    if not cache.folder.is_dir() and not any(name.endswith(".npz") for name in clips):
+        cli.check_data_dir(settings)
     mix_only = settings.features.cached_waves != STEMS
     if mix_only and not clips and not any(cache.folder.glob("*.npz")):
         raise UserError(
@@ -52,7 +60,7 @@ def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str],
     `names` are clip names or paths of .npz entries; none means every entry of the cache. Raises
     UserError, after the others are written, if some cannot be read.
     """
-    paths = [_entry_path(cache, name) for name in names]
+    paths = list(dict.fromkeys(_entry_path(cache, name) for name in names))
     if not names:
         paths = sorted(cache.folder.glob("*.npz"), key=natural_key)
     if not paths:

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write a table of every genre's probability")
     parser.add_argument("--json", type=Path, help="the same as json, with the genre over time")
     parser.add_argument("--timeline", action="store_true", help="show and draw genre over time")
-    parser.add_argument("--out", type=Path, default=Path("timeline"), help="folder of the pictures")
+    parser.add_argument("--out", type=Path, help="folder of the timeline's pictures: timeline")
     parser.add_argument("--stems", type=Path, help="folder that keeps the separated stems")
     args = parser.parse_intermixed_args()
     # Whatever follows `--model a.pth` and is no model file is what to predict, or KEY=VALUE.
@@ -60,6 +60,9 @@ def main() -> None:
     words, files = cli.split_words([*args.files, *(w for w in args.model or () if w not in models)])
     settings = cli.parse_settings(words)
     given = settings_given(words)
+    if args.out and not args.timeline:
+        raise UserError(f"--out {args.out} has no effect without --timeline")
+    args.out = args.out or Path("timeline")
     pictures = args.out if args.timeline else None
     check_outputs(args.csv, args.json, pictures=pictures, stems=args.stems)
     paths, failures = find_inputs(files)
@@ -108,7 +111,10 @@ def settings_given(words) -> set[str]:
 
 
 def predict_files(classifier, paths, failures, args, runtime) -> None:
-    """Prints a row for each file as it is done, then writes the tables; adds to `failures`."""
+    """Prints a row for each file as it is done, then writes the tables; adds to `failures`.
+
+    If no file could be predicted, the tables stay as they are.
+    """
     predictions, seconds = [], 0.0
     names = readable_names(paths) if args.timeline else {}
     label_ids = dict(zip(classifier.label_names, classifier.label_ids, strict=True))
@@ -133,10 +139,10 @@ def predict_files(classifier, paths, failures, args, runtime) -> None:
                 table.show(path, result, timeline=args.timeline)
                 if args.timeline:
                     draw_timeline(args.out / f"{names.get(path, path.stem)}.png", path.name, result)
-        finally:  # also when stopped: finished predictions are not lost
-            if args.csv:
+        finally:  # also when stopped: finished predictions are not lost, nor an earlier table
+            if args.csv and predictions:
                 write_csv(args.csv, predictions, label_ids)
-            if args.json:
+            if args.json and predictions:
                 write_json(args.json, predictions, failures, label_ids)
 
 

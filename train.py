@@ -98,7 +98,9 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
         warn_of_leakage(competition, groups_file=groups_file, hash_source=hash_source)
     competition = add_extra(competition, settings, runtime, hash_source=hash_source)
     labels = {"label_names": competition.label_names, "label_ids": competition.label_ids}
-    splits = make_splits(settings, competition.train, competition.label_names)
+    splits = make_splits(
+        settings, competition.train, competition.label_names, hash_source=hash_source
+    )
     splits = [(with_extra(part, competition.extra), valid) for part, valid in splits]
     members = plan_members(settings, splits, **labels)
     begun = members_to_resume(members)

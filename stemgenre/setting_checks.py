@@ -82,7 +82,10 @@ def _check_outputs(settings):
     paths = settings.paths
     written = {_real(paths.output(name)): f"the run's own {name}" for name in RUN_FILES}
     checkpoint = Path(paths.checkpoint_file)
-    kept = checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
+    kept = {
+        f"{checkpoint.stem}.previous{checkpoint.suffix}": "the checkpoint before the newest",
+        f"{checkpoint.stem}.older{checkpoint.suffix}": "the checkpoint of an earlier run",
+    }
     if settings.model.weights_file:
         weights = settings.model.weights_file
         written[_real(weights)] = f"WEIGHTS_FILE={weights}"
@@ -103,7 +106,8 @@ def _check_outputs(settings):
             raise UserError(f"{this} could overwrite an input; choose another suffix")
         written[real] = this
         if field == "checkpoint_file":
-            written[_real(paths.output(kept))] = f"{kept.name}, the checkpoint before the newest"
+            for name, what in kept.items():
+                written[_real(paths.output(checkpoint.with_name(name)))] = f"{name}, {what}"
 
 
 def _real(path):

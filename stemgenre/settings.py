@@ -20,6 +20,7 @@ STEMS = ("vocals", "drums", "bass", "other")  # in the order of the cache and of
 CONFIG_FILE = Path(__file__).parents[1] / "config.py"
 TRACKERS = ("tensorboard", "wandb")
 OF_ONE_START = ("RESUME_FROM_CHECKPOINT", "LOAD_OPTIMIZER_STATE", "LOAD_SCHEDULER_STATE")
+DEMUCS_OUTPUT = Path("separated")  # a folder that the command `demucs` makes
 JSON_TYPES = {str: "string", bool: "boolean", list: "array", tuple: "array", type(None): "null"}
 ALIASES = {"NUM_WORKERS": "NUM_THREADS"}  # names of older config.py files
 
@@ -242,11 +243,13 @@ class Settings(_Group):
     def cache_folder(self) -> Path:
         """The folder of separated stems: SEPARATION_CACHE_DIR, as it is or below DATA_DIR.
 
-        It is a path of its own if it is absolute, begins with DATA_DIR or exists.
+        It is a path of its own if it is absolute, begins with DATA_DIR or exists; DEMUCS_OUTPUT
+        only if our stems are in it.
         """
         data_dir, folder = Path(self.paths.data_dir), Path(self.separation.separation_cache_dir)
         own = folder.is_relative_to(data_dir) and data_dir != Path()
-        return folder if own or folder.exists() else data_dir / folder
+        exists = any(folder.glob("*.npz")) if folder == DEMUCS_OUTPUT else folder.exists()
+        return folder if own or exists else data_dir / folder
 
     def values(self) -> dict[str, Any]:
         """{SETTING: value} of all groups, in the order of config.py's groups."""

@@ -22,15 +22,20 @@ def write_submission(path: Path, competition: Competition, predicted: Sequence[i
     """Writes the predicted label ids of the test clips to `path`.
 
     `predicted` are class indices in the order of `competition.test`. With a sample_submit: its
-    rows, order, separator, header and other columns; without: file name and label id, separated by
-    a comma, in natural order, without a header. Without test clips nothing is written.
+    rows, order, separator, header and other columns, and names of genres if it has names; without:
+    file name and label id, separated by a comma, in natural order, without a header. Without test
+    clips nothing is written.
     """
     if not len(competition.test):
+        path.unlink(missing_ok=True)  # an earlier run's
         log.warning("there are no test clips: %s is not written", path)
         return
-    label_ids = [competition.label_ids[index] for index in predicted]
-    by_name = dict(zip(competition.test["file_name"], label_ids, strict=True))
     template = competition.template
+    labels = competition.label_ids
+    if template and _has_names(template, competition):
+        labels = competition.label_names
+    labels = [labels[index] for index in predicted]
+    by_name = dict(zip(competition.test["file_name"], labels, strict=True))
     if template is None:
         rows, separator, line_end = list(by_name.items()), ",", "\n"
     else:
@@ -40,6 +45,13 @@ def write_submission(path: Path, competition: Competition, predicted: Sequence[i
         rows = [template.header, *rows] if template.header else rows
         separator, line_end = template.separator, template.line_end
     _write_csv(path, rows, separator, line_end)
+
+
+def _has_names(template, competition):
+    """Whether a sample_submit has names of genres instead of ids."""
+    cells = {row[template.label_column] for row in template.rows}
+    ids = {str(label_id) for label_id in competition.label_ids}
+    return cells <= set(competition.label_names) and not cells <= ids
 
 
 def write_probabilities(folder: Path, competition: Competition, predictions: "Predictions") -> None:
@@ -60,8 +72,11 @@ def write_probabilities(folder: Path, competition: Competition, predictions: "Pr
     clips = zip(*columns.values(), strict=True)
     probabilities = _format_probabilities(predictions.valid_logits)
     rows = [(*clip, *row) for clip, row in zip(clips, probabilities, strict=True)]
-    table = "oof_predictions.csv" if "fold" in columns else "valid_predictions.csv"
+    table, other = "valid_predictions.csv", "oof_predictions.csv"
+    if "fold" in columns:
+        table, other = other, table
     _write_csv(folder / table, [(*columns, *names), *rows])
+    (folder / other).unlink(missing_ok=True)  # an earlier run's
 
     test_names, template = competition.test["file_name"], competition.template
     probabilities = _format_probabilities(predictions.test_logits)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -160,6 +161,44 @@ def test_runs_are_compared_by_their_settings_also_while_another_run_begins(tmp_p
     shown = views.results(runs, exposed=False)
     assert "<th>LR</th>" in shown and "<td>0.0001</td>" in shown
     assert "<th>EPOCHS</th>" not in shown, "in which they do not differ"
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """(the Page of the runs below a folder, the run a in it that has only begun)."""
+    page = pytest.importorskip("stemgenre.app.page")
+    run = put_run(tmp_path / "runs" / "a")
+    write_text(run.folder / "settings_used.py", "EPOCHS = 3\n")
+    runs = Runs(tmp_path / "runs", tmp_path / "out")
+    return page.Page([], load_settings([]), runs, exposed=False), run
+
+
+@pytest.mark.parametrize("trained", ["checkpoint.pth", "best_model.pth", "fold_2/checkpoint.pth"])
+def test_a_new_run_does_not_replace_a_trained_one(pages, trained):
+    page, run = pages
+    page._check_is_new("a")
+    (run.folder / trained).parent.mkdir(exist_ok=True)
+    (run.folder / trained).touch()
+    with pytest.raises(UserError, match="a has been trained already; choose another name, such as"):
+        page._check_is_new("a")
+    page._check_is_new("a-2")
+    assert page._fill("settings of a")[0] == "a-2"
+
+
+@pytest.mark.parametrize("checkpoint", [None, "checkpoint.pth", "fold_1/checkpoint.pth"])
+def test_a_run_that_was_stopped_before_training_can_be_resumed_too(pages, checkpoint, monkeypatch):
+    page, run = pages
+    if checkpoint:
+        (run.folder / checkpoint).parent.mkdir(exist_ok=True)
+        (run.folder / checkpoint).touch()
+    started = []
+    monkeypatch.setattr(
+        f"{type(page).__module__}.start_training", lambda *call: started.append(call)
+    )
+    assert "resumed" in page._resume("a")
+    ((words, folder),) = started
+    assert folder == run.folder
+    assert ("RESUME_FROM_CHECKPOINT=True" in words) == bool(checkpoint)
 
 
 def test_names_are_text_and_no_markup(tmp_path):
@@ -378,7 +417,7 @@ def test_a_training_is_started_watched_stopped_resumed_and_outlives_the_page(
     page, phone = open_page(server), open_page(server, width=390, dark=True)
     choose(page, "recipe", "settings of before")
     page.wait_for_function(
-        "document.querySelector('#name input, #name textarea').value == 'before'"
+        "document.querySelector('#name input, #name textarea').value == 'before-2'"
     )
     fill(page, "name", "mine")
     fill(page, "set-EPOCHS", str(EPOCHS))
@@ -532,6 +571,20 @@ def call(server, outputs, data):
     return server.ask("/gradio_api/queue/data?session_hash=attack")[1]
 
 
+def test_the_report_of_a_run_links_to_those_of_its_networks(server, folder):
+    for name in ("", "fold_1"):
+        path = folder / "runs" / "both" / name / "report" / "index.html"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"<a href='../fold_1/report/index.html'>of {name or 'all'}</a>")
+    write_text(folder / "runs" / "both" / "settings_used.py", "FOLDS = 2\n")
+    page = "/report/both/report/index.html"
+    code, text = server.ask(page)
+    assert code == 200 and "of all" in text
+    code, text = server.ask(urllib.parse.urljoin(page, "../fold_1/report/index.html"))
+    assert code == 200 and "of fold_1" in text
+    shutil.rmtree(folder / "runs" / "both")
+
+
 FILES = ["/etc/passwd", "../../etc/passwd", str(ROOT / "config.py"), "/proc/self/environ", "..", ""]
 
 
@@ -539,7 +592,8 @@ FILES = ["/etc/passwd", "../../etc/passwd", str(ROOT / "config.py"), "/proc/self
 def test_no_file_is_given_away(server, name):
     for path in (
         f"/gradio_api/file={name}", f"/file={name}", f"/gradio_api/file/{name}", f"/static/{name}",
-        f"/assets/{name}", f"/report?run={name}", f"/submit?run={name}", f"/eda?of={name}",
+        f"/assets/{name}", f"/report/{name}/report/index.html", f"/submit?run={name}",
+        f"/eda?of={name}",
         f"/gradio_api/file={name.replace('/', '%2f')}", f"/theme.css?{name}", f"/svelte/{name}",
         f"/gradio_api/proxy=file://{name}", "/gradio_api/proxy=http://127.0.0.1:1/",
         f"/custom_component/1/server/{name}", "/gradio_api/file=http://127.0.0.1:1/x",
@@ -630,7 +684,7 @@ def test_another_address_needs_the_password_and_hides_the_files(folder):
             "/config",
             "/gradio_api/info",
             "/assets/x",
-            "/report?run=before",
+            "/report/before/report/index.html",
             "/login",
         ):
             assert server.ask(path)[0] == 401

@@ -19,6 +19,7 @@ from stemgenre.data import audio
 from stemgenre.data.competition import load_competition
 from stemgenre.data.split import load_groups
 from stemgenre.errors import Interrupted
+from stemgenre.files import sha256
 from stemgenre.runtime import start_runtime
 from stemgenre.separation.cache import StemCache
 from stemgenre.settings import STEMS, load_settings
@@ -143,7 +144,7 @@ def test_clips_of_one_recording_are_one_group_for_train_py(messy):
     competition = load_competition(
         settings.paths.data_dir, num_classes="auto", cache_dir=settings.cache_folder
     )
-    loaded = load_groups(settings, competition.train)
+    loaded = load_groups(settings, competition.train, hash_source=sha256)
     assert loaded.tolist() == groups[competition.train["clip"]].tolist()
 
 

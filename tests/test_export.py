@@ -99,6 +99,25 @@ def test_a_damaged_entry_is_named_and_the_others_are_written(cache, tmp_path):
     assert written(tmp_path / "wav") == {"loud/bass.wav", "train_10/bass.wav"}
 
 
+def test_a_clip_that_is_named_twice_is_one_clip(cache, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        export_wavs(cache, ["train_2", "train_2"], stems=["bass"], out=tmp_path / "wav")
+    assert "1 clips written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["DATA_DIR={tmp}", "--out", "{tmp}/wav"], "choose another folder"),
+        (["DATA_DIR={tmp}/gone"], "there is no data folder"),
+    ],
+)
+def test_what_would_become_clips_or_finds_none_is_refused(tmp_path, words, said):
+    words = [word.format(tmp=tmp_path) for word in words]
+    done = run_python("export_separated_wav.py", *words)
+    assert done.returncode == 2 and said in done.stderr
+
+
 def test_an_empty_cache_says_how_to_fill_it(tmp_path):
     cache = StemCache(tmp_path / "none", model="htdemucs", sample_rate=SR)
     with pytest.raises(UserError, match=r"train\.py"):
@@ -164,7 +183,8 @@ def test_entries_of_one_name_do_not_replace_each_other(cache, tmp_path):
 
 
 def test_without_stems_channels_mix_says_why_there_are_none(cache, tmp_path):
-    words = [f"DATA_DIR={tmp_path}", "CHANNELS=mix", "--out", tmp_path / "wav"]
+    out = tmp_path.with_name(f"{tmp_path.name}_wav")
+    words = [f"DATA_DIR={tmp_path}", "CHANNELS=mix", "--out", out]
     done = run_python("export_separated_wav.py", *words, f"SEPARATION_CACHE_DIR={tmp_path}/empty")
     assert done.returncode == 2
     (line,) = [
@@ -173,4 +193,4 @@ def test_without_stems_channels_mix_says_why_there_are_none(cache, tmp_path):
     assert "CHANNELS=vocals,drums,bass,other" in line
     done = run_python("export_separated_wav.py", *words)
     assert done.returncode == 0, done.stderr
-    assert len(written(tmp_path / "wav")) == 12
+    assert len(written(out)) == 12

@@ -83,6 +83,15 @@ def test_groups_of_other_clips_say_nothing_about_these(warnings, tmp_path, rows)
     assert warnings() == []
 
 
+def test_groups_of_other_files_with_the_same_names_say_nothing(warnings, data, tmp_path):
+    hashes = {path.name: SourceHashes(tmp_path / "h").sha256(path) for path in data.glob("*.wav")}
+    rows = [(*GROUPS[0], "sha256"), *((*row, hashes[row[2]]) for row in GROUPS[1:])]
+    put_table(tmp_path / "groups.csv", rows, separator=",")
+    assert len(warnings()) == 1
+    put_audio(tmp_path / "x.wav", data / "train_0.wav")  # now it is another sound
+    assert warnings() == []
+
+
 def test_a_file_is_looked_at_once_however_its_path_is_given():
     looked_at = []
     hash_source = once_each(lambda path: looked_at.append(path) or f"hash of {path}")

@@ -14,7 +14,7 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.files import sha256
 from stemgenre.setting_checks import BACKBONES
 from stemgenre.settings import FeatureSettings, ModelSettings, load_settings
-from stemgenre.training import checkpoint
+from stemgenre.training import checkpoint, model
 from stemgenre.training.backbones import check_backbone, torchvision_weights, widen
 from stemgenre.training.inference import load_models
 from stemgenre.training.model import GenreNet, build_model, to_sync_batchnorm
@@ -265,6 +265,15 @@ def test_an_unknown_backbone_is_refused_with_what_there_is(name, answer):
 def test_the_small_network_has_no_weights_to_start_from_or_to_freeze(words):
     with pytest.raises(UserError, match="PRETRAINED=False FREEZE_STAGES=0"):
         load_settings(["BACKBONE=cnn", *words])
+
+
+def test_random_weights_that_are_never_trained_are_warned_of_once(caplog):
+    model._warn_of_frozen_random_weights.cache_clear()
+    for _ in range(2):
+        build_model(
+            ModelSettings.from_config(pretrained=False, freeze_stages=2), num_classes=2, seed=0
+        )
+    assert caplog.text.count("PRETRAINED=False: the weights of 2 frozen stages are random") == 1
 
 
 def test_without_timm_its_networks_are_refused_with_how_to_install_it(monkeypatch):

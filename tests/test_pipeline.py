@@ -240,6 +240,15 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(one_epoch):
     assert settings.paths.output("settings_used.py").read_bytes() == used, "it is of that run"
 
 
+def test_what_a_resumed_schedule_does_not_take_is_named(one_epoch, caplog):
+    out = run_training(one_epoch("EPOCHS=2", "LR=1e-2", "WEIGHT_DECAY=0.5"))
+    assert "LR=0.01 has no effect: the resumed schedule keeps 0.0002" in caplog.text
+    assert "MIN_LR" not in caplog.text
+    assert pd.read_csv(out / "metrics.csv")["learning_rate"].max() == 2e-4
+    saved = checkpoint.load(out / "checkpoint.pth", "checkpoint")
+    assert {group["weight_decay"] for group in saved["optimizer"]["param_groups"]} == {0.5}
+
+
 def test_resuming_without_a_checkpoint_is_an_error_not_a_new_run(small_settings):
     with pytest.raises(UserError, match=r"no checkpoint .*checkpoint\.pth"):
         run_training(small_settings("RESUME_FROM_CHECKPOINT=True"))

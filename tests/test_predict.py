@@ -582,6 +582,17 @@ def test_an_output_never_overwrites_another_file(
     assert after == before
 
 
+@pytest.mark.parametrize("words", [["gone.wav"], ["a.wav", "SEPARATION_REPO=gone"]])
+def test_a_prediction_of_nothing_leaves_the_tables_of_an_earlier_one(run, words):
+    soundfile.write("a.wav", tune(seconds=1), SR)
+    tables = ("--csv", "t.csv", "--json", "t.json")
+    run("a.wav", *tables)
+    before = [Path(name).read_bytes() for name in tables[1::2]]
+    with pytest.raises(UserError):
+        run(*words, *tables)
+    assert [Path(name).read_bytes() for name in tables[1::2]] == before
+
+
 def test_the_tables_of_an_earlier_prediction_are_replaced(run):
     soundfile.write("a.wav", tune(seconds=1), SR)
     soundfile.write("b.wav", tune(seconds=1, seed=1), SR)
@@ -655,11 +666,12 @@ def test_names_of_any_bytes_and_with_dollars_are_written_and_drawn(run, tmp_path
     assert len(list(Path("timeline").iterdir())) == 4
 
 
-def test_genres_with_dollars_are_drawn(tmp_path):
+@pytest.mark.filterwarnings("error:Glyph")
+def test_genres_of_any_characters_are_drawn(tmp_path):
     from stemgenre.predict.outputs import draw_timeline
     from stemgenre.predict.prediction import Segment
 
-    probabilities = {"$x_{$": 0.5, "R&B $$": 0.5}
+    probabilities = {"$x_{$": 0.5, "R&B $$": 0.3, "曲\udce9": 0.2}
     segment = Segment(0, 1, "$x_{$", 0.5, probabilities)
     draw_timeline(tmp_path / "x.png", "$", Prediction("$x_{$", 0.5, probabilities, [segment]))
     assert (tmp_path / "x.png").stat().st_size > 5000

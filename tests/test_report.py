@@ -272,6 +272,11 @@ def test_the_most_confident_errors_come_first():
     assert not len(metrics.top_errors(np.array([0, 0, 1, 0]), probabilities, 2))
 
 
+def test_clips_are_counted_in_integers_where_a_genre_has_none():
+    table = metrics.per_genre(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b", "c"])
+    assert table["clips"].tolist() == [2, 1, 0] and table["clips"].dtype == int
+
+
 def test_a_genre_that_is_never_predicted_has_no_precision():
     rows = metrics.per_genre(np.array([0, 0, 1]), np.array([0, 0, 0]), ["a", "b"])
     assert rows["precision"].tolist()[0] == pytest.approx(2 / 3)

@@ -260,6 +260,7 @@ def test_a_program_gets_a_group_as_config_has_it_but_for_some():
         ("/big/stems", "/big/stems"),
         ("a/b", "music/a/b"),
         ("existing", "existing"),
+        ("./separated", "music/separated"),  # Demucs' own command has made one
     ],
 )
 def test_the_cache_is_below_the_data_unless_it_is_a_path_of_its_own(
@@ -267,8 +268,16 @@ def test_the_cache_is_below_the_data_unless_it_is_a_path_of_its_own(
 ):
     monkeypatch.chdir(tmp_path)
     Path("existing").mkdir()
+    Path("separated/htdemucs").mkdir(parents=True)
     settings = load_settings(["DATA_DIR=music", f"SEPARATION_CACHE_DIR={given}"])
     assert settings.cache_folder == Path(folder)
+
+
+def test_stems_in_a_folder_separated_of_the_current_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("separated").mkdir()
+    Path("separated/train_0.npz").touch()
+    assert load_settings(["DATA_DIR=music"]).cache_folder == Path("separated")
 
 
 @pytest.mark.parametrize(
@@ -293,6 +302,7 @@ def test_every_channel_of_the_image_has_the_name_of_what_it_shows(channels, name
         (["BEST_MODEL_FILE=checkpoint.pth"], "BEST_MODEL_FILE=checkpoint.pth"),
         (["BEST_MODEL_FILE=./x/../checkpoint.pth"], "CHECKPOINT_FILE=checkpoint.pth"),
         (["BEST_MODEL_FILE=checkpoint.previous.pth"], "checkpoint.previous.pth"),
+        (["BEST_MODEL_FILE=checkpoint.older.pth"], "checkpoint.older.pth"),
         (["CHECKPOINT_FILE=a.pth", "SUBMIT_FILE=a.previous.pth"], "a.previous.pth"),
         (["LOG_FILE=metrics.csv"], "LOG_FILE=metrics.csv"),
         (["LOG_FILE=SUBMIT.CSV"], "SUBMIT_FILE=submit.csv"),

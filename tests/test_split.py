@@ -16,7 +16,7 @@ GENRES = ["blues", "jazz", "rock"]
 def table(targets):
     """Clips with these targets, as load_competition gives them."""
     clips = [f"train_{i}" for i in range(len(targets))]
-    return pd.DataFrame({"clip": clips, "file_name": clips, "target": targets})
+    return pd.DataFrame({"clip": clips, "file_name": clips, "path": clips, "target": targets})
 
 
 def split(targets, groups=None, **changes):
@@ -115,23 +115,39 @@ def settings(tmp_path):
     return load_settings([f"EDA_DIR={tmp_path}", "SPLIT_BY_GROUP=True"])
 
 
+def hash_of(path):
+    return f"hash of {path}"
+
+
 def write(folder, clips, groups, splits="train"):
-    write_groups(folder / "groups.csv", clips.assign(split=splits, group=groups))
+    hashes = clips["path"].map(hash_of)
+    write_groups(folder / "groups.csv", clips.assign(split=splits, group=groups, sha256=hashes))
 
 
 def test_groups_are_joined_by_clip_name_to_training_clips_only(settings, tmp_path):
     clips = table([0, 1, 0, 1])
     write(tmp_path, clips.iloc[::-1], [7, 7, 5, 4])
-    assert load_groups(settings, clips).tolist() == [0, 1, 2, 2]
+    assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 1, 2, 2]
     write(tmp_path, clips, [1, 2, 3, 4], ["train", "train", "train", "test"])
     with pytest.raises(UserError, match=r"lacks 1 .*train_3; run python eda\.py again"):
-        load_groups(settings, clips)
+        load_groups(settings, clips, hash_source=hash_of)
+
+
+def test_groups_of_other_files_of_the_same_names_are_refused(settings, tmp_path):
+    clips = table([0, 1, 0, 1])
+    write(tmp_path, clips, [7, 7, 5, 4])
+    clips.loc[2, "path"] = "elsewhere/train_2.wav"
+    with pytest.raises(UserError, match=r"is of another train_2; run python eda\.py again"):
+        load_groups(settings, clips, hash_source=hash_of)
+    older = pd.read_csv(tmp_path / "groups.csv").drop(columns="sha256")
+    older.to_csv(tmp_path / "groups.csv", index=False)
+    assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 0, 1, 2]
 
 
 def test_groups_of_clips_whose_name_is_not_utf8_are_read(settings, tmp_path):
     clips = table([0, 1]).assign(clip=["a", os.fsdecode(b"caf\xe9")])
     write(tmp_path, clips, [7, 5])
-    assert load_groups(settings, clips).tolist() == [0, 1]
+    assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 1]
 
 
 @pytest.fixture
@@ -144,9 +160,9 @@ def test_clips_with_the_same_text_in_the_column_group_are_a_group(tmp_path, in_g
     caplog.set_level("INFO", logger="stemgenre")
     clips = in_groups("Can", None, "Neu!", "can", "Can", None)
     settings = load_settings([f"EDA_DIR={tmp_path}"])
-    assert load_groups(settings, clips).tolist() == [0, 1, 2, 3, 0, 4]
+    assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 1, 2, 3, 0, 4]
     assert "6 clips in 5 groups" in caplog.text
-    assert load_groups(settings, in_groups(None, None)) is None
+    assert load_groups(settings, in_groups(None, None), hash_source=hash_of) is None
 
 
 def test_groups_and_recordings_that_have_a_clip_in_common_are_one_group(
@@ -154,16 +170,18 @@ def test_groups_and_recordings_that_have_a_clip_in_common_are_one_group(
 ):
     clips = in_groups("Can", None, None, "Neu!", "Can", None)
     write(tmp_path, clips.drop(columns="group"), [0, 1, 2, 2, 4, 4])
-    assert load_groups(settings, clips).tolist() == [0, 1, 2, 2, 0, 0]
+    assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 1, 2, 2, 0, 0]
 
 
 def test_groups_are_not_read_unless_asked_for(tmp_path):
-    assert load_groups(load_settings([f"EDA_DIR={tmp_path}"]), table([0])) is None
+    assert (
+        load_groups(load_settings([f"EDA_DIR={tmp_path}"]), table([0]), hash_source=hash_of) is None
+    )
 
 
 def test_a_missing_groups_file_says_what_to_run(settings):
     with pytest.raises(UserError, match=r"groups\.csv.*run python eda\.py first"):
-        load_groups(settings, table([0, 1]))
+        load_groups(settings, table([0, 1]), hash_source=hash_of)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +197,10 @@ def test_a_missing_groups_file_says_what_to_run(settings):
 def test_a_damaged_groups_file_says_what_to_run(settings, tmp_path, content):
     (tmp_path / "groups.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"run python eda\.py again"):
-        load_groups(settings, table([0, 1]))
+        load_groups(settings, table([0, 1]), hash_source=hash_of)
 
 
 def test_a_pipe_for_a_groups_file_says_what_to_run(settings, tmp_path):
     os.mkfifo(tmp_path / "groups.csv")
     with pytest.raises(UserError, match=r"groups\.csv.*run python eda\.py"):
-        load_groups(settings, table([0, 1]))
+        load_groups(settings, table([0, 1]), hash_source=hash_of)

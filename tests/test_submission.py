@@ -88,6 +88,8 @@ def submit(folder):
             'file,label_id,note\ntest_0.wav,42,"a, b"\n',
         ),
         ("sample_submit.csv", "test_0.wav,1\ntest_0.wav,1\n", "test_0.wav,42\ntest_0.wav,42\n"),
+        ("sample_submit.csv", "test_0.wav,rock\ntest_2.wav,rock\n",
+         "test_0.wav,rock\ntest_2.wav,jazz\n"),
         (
             "sample_submit.csv",
             "test_sound/test_0.wav,1\ntest_sound/test_2.wav,1\n",
@@ -132,6 +134,7 @@ def test_a_name_that_is_not_utf8_is_written_as_it_is(tmp_path):
 def test_without_test_clips_there_is_no_submission(tmp_path, caplog):
     put_audio(*(tmp_path / place for place in ("rock/1.wav", "blues/1.wav")))
     competition = load_competition(tmp_path, num_classes=2, cache_dir=tmp_path / "separated")
+    (tmp_path / "submit.csv").write_text("of an earlier run")
     write_submission(tmp_path / "submit.csv", competition, [])
     assert not (tmp_path / "submit.csv").exists()
     assert "no test clips" in caplog.text

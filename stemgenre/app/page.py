@@ -141,7 +141,7 @@ class Page:
         except UserError:  # in an earlier run's settings
             return [gr.skip() for _ in ("name", *self.form.fields)]
         name = recipe.removeprefix(EARLIER).rpartition("/")[2] if recipe != NO_RECIPE else "run"
-        return [name, *values.values()]
+        return [self.runs.free_name(name), *values.values()]
 
     def _checked(self, recipe, name, *texts):
         names = [field.name for field in self.form.fields]
@@ -175,6 +175,7 @@ class Page:
             checked = self._checked(*content)
             notes = list(self._notes(checked))
             if not checked.first_error:
+                self._check_is_new(content[1])
                 start_training(checked.words, self.runs.folder / content[1])
         except UserError as error:
             return [
@@ -187,6 +188,15 @@ class Page:
             return [gr.skip(), *notes, checked.command, views.message(checked.first_error)]
         shown = gr.Dropdown(list(self.runs.find()), value=content[1])
         return [shown, *notes, checked.command, views.message("started", "soft")]
+
+    def _check_is_new(self, name):
+        """Raises UserError if a run of that name has what a new one would replace."""
+        run = self.runs.find().get(name)
+        if run and (run.models() or run.checkpoints()):
+            raise UserError(
+                f"{name} has been trained already; choose another name, such as "
+                f"{self.runs.free_name(name)}"
+            )
 
     def _stop(self, name):
         try:
@@ -201,7 +211,9 @@ class Page:
             settings = run.file("settings_used.py")
             if settings is None:
                 raise UserError(f"{run.name} has no settings_used.py; start it again")
-            words = [str(settings), f"OUTPUT_DIR={run.folder}", "RESUME_FROM_CHECKPOINT=True"]
+            words = [str(settings), f"OUTPUT_DIR={run.folder}"]
+            if run.checkpoints():  # or else it was stopped before training
+                words.append("RESUME_FROM_CHECKPOINT=True")
             start_training(words, run.folder)
         except UserError as error:
             return views.message(str(error))

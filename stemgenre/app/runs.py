@@ -7,6 +7,7 @@ is in status.json, whether it still runs is told by the lock that it holds.
 import contextlib
 import csv
 import datetime
+import itertools
 import json
 import os
 import re
@@ -64,6 +65,21 @@ class Run:
         with contextlib.suppress(UserError):
             return read_settings_file(path) if path else {}
         return {}
+
+    def files(self, setting: str, default: str) -> dict[str, Path]:
+        """{network: path} of the run's file that `setting` names; "" is the run itself."""
+        name = self.settings().get(setting, default)
+        networks = ["", *sorted(path.name for path in self.folder.glob("*") if path.is_dir())]
+        paths = {network: self.file(str(Path(network, name))) for network in networks}
+        return {network: path for network, path in paths.items() if path}
+
+    def models(self) -> dict[str, Path]:
+        """{network: path} of its trained models."""
+        return self.files("BEST_MODEL_FILE", "best_model.pth")
+
+    def checkpoints(self) -> dict[str, Path]:
+        """{network: path} of what it can be resumed from."""
+        return self.files("CHECKPOINT_FILE", "checkpoint.pth")
 
     def holder(self) -> Holder | None:
         """Who holds the run's lock; None if nobody does.
@@ -195,14 +211,16 @@ class Runs:
 
     def models(self) -> dict[str, Path]:
         """{name: path} of the trained models of all runs."""
-        found = {}
-        for run in self.find().values():
-            file_name = run.settings().get("BEST_MODEL_FILE", "best_model.pth")
-            folders = ["", *sorted(path.name for path in run.folder.glob("*") if path.is_dir())]
-            for folder in folders:
-                if path := run.file(f"{folder}/{file_name}" if folder else file_name):
-                    found[f"{run.name}/{folder}".rstrip("/")] = path
-        return found
+        return {
+            f"{run.name}/{network}".rstrip("/"): path
+            for run in self.find().values()
+            for network, path in run.models().items()
+        }
+
+    def free_name(self, name: str) -> str:
+        """`name`, or name-2 and so on: one that no folder of a run has."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if not (self.folder / name).exists())
 
 
 def _changed(folder):

@@ -179,10 +179,12 @@ def make_app(
         headers = {"content-security-policy": WRITTEN, "cache-control": "no-store"}
         return FileResponse(file, headers=headers, **options)
 
-    @app.get("/report")
-    def report(run: str):
-        found = page.runs.find().get(run)
-        return answer(found and found.file("report/index.html"), media_type="text/html")
+    @app.get("/report/{name:path}/report/index.html")
+    def report(name: str):
+        """Of a run, or of one of its networks: the links from one to the other are relative."""
+        runs, (folder, _, network) = page.runs.find(), name.rpartition("/")
+        found, prefix = (runs[name], "") if name in runs else (runs.get(folder), f"{network}/")
+        return answer(found and found.file(f"{prefix}report/index.html"), media_type="text/html")
 
     @app.get("/submit")
     def submit(run: str):
@@ -200,7 +202,9 @@ def make_app(
         app,
         blocks,
         path="/",
-        theme=gr.themes.Default(**fonts),
+        theme=gr.themes.Default(**fonts).set(  # Gradio's own is nearly as light as the page
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        ),
         css=views.CSS,
         footer_links=[],
         max_file_size=MAX_FILE_BYTES,

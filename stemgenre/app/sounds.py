@@ -14,6 +14,7 @@ from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.html import charts
 from stemgenre.html.page import audio_player, printable, svg_figure
 from stemgenre.predict.classifier import Classifier
+from stemgenre.predict.inputs import total_seconds
 from stemgenre.predict.outputs import format_time, write_csv
 from stemgenre.predict.prediction import Prediction
 from stemgenre.runtime import pick_device, thread_count
@@ -83,12 +84,15 @@ class SoundClassifier:
     def _predict(self, path):
         """(Prediction, its HTML) of a file. Its stems are kept on disk meanwhile."""
         classifier, seconds = self.classifier, 0.0
+        too_long = UserError(f"{path} is longer than {self.max_seconds / 60:g} minutes")
+        if (total_seconds([path]) or 0.0) > self.max_seconds:
+            raise too_long
 
-        def progress(more):
+        def progress(more):  # where the header does not tell its length
             nonlocal seconds
             seconds += more
             if seconds > self.max_seconds:
-                raise UserError(f"{path} is longer than {self.max_seconds / 60:g} minutes")
+                raise too_long
 
         with tempfile.TemporaryDirectory() as folder:
             sr, waves = classifier.features.sr, classifier.features.cached_waves

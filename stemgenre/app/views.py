@@ -119,7 +119,7 @@ def links(run: Run) -> Markup:
     """Links to what a run has written."""
     found = []
     if run.file("report/index.html"):
-        url = f"report?run={quote(run.name)}"
+        url = f"report/{quote(run.name)}/report/index.html"
         found.append(Markup('<a href="{}" target="_blank">report</a>').format(url))
     if run.file(run.settings().get("SUBMIT_FILE", "submit.csv")):
         url = f"submit?run={quote(run.name)}"

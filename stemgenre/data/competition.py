@@ -37,7 +37,7 @@ LAYOUT = """\
     {data_dir}/
         train_master.tsv     file_name, label_id      (.csv works too)
         label_master.tsv     label_name, label_id
-        sample_submit.tsv    file name, label id      (without a header)
+        sample_submit.tsv    file name, label id      (with or without a header)
         train_sound_1/...    the clips, in any folders below
         test_sound_1/...
 or, without masters, one folder of clips per genre: {data_dir}/blues/*.wav, {data_dir}/rock/*.wav
@@ -282,12 +282,23 @@ def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path
                 )
         paths.append(found[0])
     if missing:
+        meant = _similar(missing[0], index.clips)
+        way_out = (
+            f"{missing[0]} may mean {meant}: write the file's name as it is"
+            if meant
+            else "unpack all sound folders there"
+        )
         raise UserError(
             f"{len(missing)} clips of {table} have no audio below {table.parent}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
-            "unpack all sound folders there"
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; {way_out}"
         )
     return paths
+
+
+def _similar(text, clips):
+    """The name of a clip that differs from `text` in its suffix or in capitals, or None."""
+    stem = PurePosixPath(text.replace("\\", "/")).stem.casefold()
+    return next((path.name for path in clips if path.stem.casefold() == stem), None)
 
 
 def _find_songs(name, by_name):

@@ -162,8 +162,8 @@ def _find_duplicates(found, known, settings, runtime):
     clips = compute_audio_stats(clips, stats_cache, threads=threads, stopped=stopped)
     failed = clips["error"][: len(found)]
     reasons = {
-        clip: f"cannot be decoded: {error}"
-        for clip, error in zip(found["clip"], failed, strict=False)
+        clip: error.removeprefix(f"{path} ")  # "cannot be decoded: ..."
+        for clip, path, error in zip(found["clip"], found["path"], failed, strict=False)
         if error
     }
     clips = clips[clips["error"] == ""]

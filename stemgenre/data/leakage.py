@@ -8,7 +8,7 @@ import pandas as pd
 
 from stemgenre.data.competition import Competition
 from stemgenre.data.find_files import paused_garbage_collector
-from stemgenre.data.split import read_groups
+from stemgenre.data.split import find_changed, read_groups
 from stemgenre.errors import ClipError, UserError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ def warn_of_leakage(
     These are the same file, by `hash_source`, or one group in eda.py's `groups_file` if it is of
     this competition; nothing is decoded.
     """
-    shared = _same_files(competition, hash_source) | _same_groups(competition, groups_file)
+    shared = _same_files(competition, hash_source)
+    shared |= _same_groups(competition, groups_file, hash_source)
     if shared:
         test, train = min(shared.items())
         log.warning(
@@ -54,7 +55,7 @@ def _digests(clips, hash_source):
             continue
 
 
-def _same_groups(competition, groups_file):
+def _same_groups(competition, groups_file, hash_source):
     """{test file name: training file name} of clips in one group of eda.py's table."""
     try:
         groups = read_groups(groups_file)
@@ -67,6 +68,8 @@ def _same_groups(competition, groups_file):
     of_this_competition = set(clips[keys].itertuples(index=False, name=None))
     if set(groups[keys].itertuples(index=False, name=None)) != of_this_competition:
         return {}
+    if find_changed(groups, clips, hash_source):
+        return {}  # another dataset, with the same names
     names = groups[groups["split"] == "train"].groupby("group")["file_name"].first()
     test = groups[(groups["split"] == "test") & groups["group"].isin(names.index)]
     return dict(zip(test["file_name"], names[test["group"]], strict=True))

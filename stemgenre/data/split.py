@@ -4,10 +4,11 @@ A group is what train_master's column group calls one; eda.py finds clips of one
 writes their groups to groups.csv, which SPLIT_BY_GROUP=True reads.
 """
 
+import contextlib
 import csv
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +17,32 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from stemgenre.errors import UserError
+from stemgenre.errors import ClipError, UserError
 from stemgenre.files import ANY_NAME, atomic_write
 from stemgenre.settings import Settings
 
 log = logging.getLogger(__name__)
 
 GROUPS_FILE = "groups.csv"  # below EDA_DIR
-GROUPS_COLUMNS = ("split", "clip", "file_name", "group")
+GROUPS_COLUMNS = ("split", "clip", "file_name", "group", "sha256")
+HashSource = Callable[[Path], str]  # the hash of an audio file
 
 
 def make_splits(
-    settings: Settings, clips: pd.DataFrame, label_names: Sequence[str]
+    settings: Settings,
+    clips: pd.DataFrame,
+    label_names: Sequence[str],
+    *,
+    hash_source: HashSource,
 ) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """[(training rows, validation rows)] of `clips`: of each of the FOLDS, or of a hold-out.
 
-    Raises UserError if the clips cannot be split so.
+    `hash_source` is for SPLIT_BY_GROUP, whose table is of certain files. Raises UserError if the
+    clips cannot be split so.
     """
     data = settings.data
     how = {"seed": settings.machine.seed, "label_names": label_names}
-    groups = load_groups(settings, clips)
+    groups = load_groups(settings, clips, hash_source=hash_source)
     if data.folds > 1:
         return split_folds(clips, folds=data.folds, groups=groups, **how)
     return [split_clips(clips, test_size=data.test_size, groups=groups, **how)]
@@ -191,7 +198,7 @@ def number_groups(count: int, pairs: Sequence[tuple[int, int]] | np.ndarray) -> 
 
 
 def write_groups(path: Path, clips: pd.DataFrame) -> None:
-    """Writes GROUPS_COLUMNS of `clips` as CSV, one row per clip."""
+    """Writes GROUPS_COLUMNS of `clips` as CSV, one row per clip; `sha256` is its file's hash."""
     with atomic_write(path, "w", **ANY_NAME) as file:
         clips.to_csv(file, columns=list(GROUPS_COLUMNS), index=False)
 
@@ -199,13 +206,15 @@ def write_groups(path: Path, clips: pd.DataFrame) -> None:
 def read_groups(path: Path) -> pd.DataFrame:
     """GROUPS_COLUMNS of a table that write_groups wrote, the group as an integer.
 
-    Raises UserError if it is missing or not such a table.
+    An older table has no hashes, which are then empty. Raises UserError if it is missing or not
+    such a table.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; delete it and run python eda.py")
     try:
         with path.open(**ANY_NAME) as file:
-            rows = [[row[name] for name in GROUPS_COLUMNS] for row in csv.DictReader(file)]
+            table = [{"sha256": ""} | row for row in csv.DictReader(file)]
+        rows = [[row[name] for name in GROUPS_COLUMNS] for row in table]
         table = pd.DataFrame(rows, columns=list(GROUPS_COLUMNS))
         table["group"] = [int(group) for group in table["group"]]
     except OSError as error:
@@ -219,18 +228,34 @@ def read_groups(path: Path) -> pd.DataFrame:
     return table
 
 
-def load_groups(settings: Settings, clips: pd.DataFrame) -> np.ndarray | None:
+def find_changed(groups: pd.DataFrame, clips: pd.DataFrame, hash_source: HashSource) -> str | None:
+    """The first of `clips` (columns split, clip, path) whose file is not the one in `groups`.
+
+    Not those without a hash there, as in older tables, and that are gone.
+    """
+    known = groups.set_index(["split", "clip"])["sha256"].to_dict()
+    for row in clips.itertuples():
+        with contextlib.suppress(ClipError):
+            if (digest := known.get((row.split, row.clip))) and hash_source(row.path) != digest:
+                return row.clip
+    return None
+
+
+def load_groups(
+    settings: Settings, clips: pd.DataFrame, *, hash_source: HashSource
+) -> np.ndarray | None:
     """The group of each training clip, in the order of `clips`; None without groups.
 
     Clips are in one group if they have the same text in the column group, or if they are one
     recording (SPLIT_BY_GROUP=True), or by a chain of both. Raises UserError if eda.py has not
-    written the groups of all these clips.
+    written the groups of all these clips, or of other files of their names.
     """
     pairs = _same(clips["group"]) if "group" in clips else []
     if not pairs and not settings.data.split_by_group:
         return None
     if settings.data.split_by_group:
-        pairs += _same(_recordings(Path(settings.paths.eda_dir) / GROUPS_FILE, clips))
+        path = Path(settings.paths.eda_dir) / GROUPS_FILE
+        pairs += _same(_recordings(path, clips, hash_source))
     groups = number_groups(len(clips), pairs)
     log.info("split by group: %d clips in %d groups", len(groups), len(set(groups)))
     return groups
@@ -246,9 +271,11 @@ def _same(values):
     ]
 
 
-def _recordings(path, clips):
+def _recordings(path, clips, hash_source):
     """The recording of each clip, by eda.py's table."""
     table = read_groups(path)
+    if changed := find_changed(table, clips.assign(split="train"), hash_source):
+        raise UserError(f"{path} is of another {changed}; run python eda.py again")
     known = table[table["split"] == "train"].set_index("clip")["group"].to_dict()
     missing = [clip for clip in clips["clip"] if clip not in known]
     if missing:

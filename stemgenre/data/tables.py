@@ -46,7 +46,12 @@ def read_master(
         raise UserError(f"{master} has a header but no rows")
     positions = [header.index(column) for column in columns]
     for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header) or not all(row[position] for position in positions):
+        if len(row) > len(header):
+            raise UserError(
+                f"{master} row {number} has {len(row)} cells, the header has {len(header)}; put a "
+                "cell with separators in it into quotes"
+            )
+        if len(row) < len(header) or not all(row[position] for position in positions):
             raise UserError(f"{master} row {number}: a {' or '.join(columns)} is missing")
     positions = [header.index(column) for column in wanted]
     data = [[row[position] for position in positions] for row in rows[1:]]

@@ -13,6 +13,7 @@ from stemgenre.data.audio_stats import STAT_COLUMNS, AudioStatsCache, compute_au
 from stemgenre.data.competition import Competition
 from stemgenre.data.duplicates import COLUMNS, find_duplicates
 from stemgenre.eda.stem_stats import StemStats
+from stemgenre.errors import ClipError
 from stemgenre.files import ANY_NAME, atomic_write
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def analyze_dataset(
     clips = compute_audio_stats(clips, stats_cache, threads=threads, stopped=stopped)
     if stopped():
         return None
+    clips["sha256"] = [_hash(path, stats_cache) for path in clips["path"]]
     readable = clips.index[clips["error"] == ""]
     names = clips["clip"][readable].tolist()
     pairs = find_duplicates(
@@ -96,7 +98,7 @@ def analyze_dataset(
     if stopped():
         return None
     pairs["first"], pairs["second"] = readable[pairs["first"]], readable[pairs["second"]]
-    pairs = _with_same_files(pairs, clips.loc[readable], stats_cache)
+    pairs = _with_same_files(pairs, clips.loc[readable])
     clips["group"] = split.number_groups(len(clips), pairs[["first", "second"]].to_numpy())
     clips["notes"] = _notes(clips, clip_seconds)
     listed = {path.name for path in clips["path"]}  # by name: a second copy of a file is listed too
@@ -108,15 +110,23 @@ def analyze_dataset(
     )
 
 
-def _with_same_files(pairs, clips, stats_cache):
+def _with_same_files(pairs, clips):
     """`pairs`, and those clips that are the same file, with too little sound to be found by it."""
     rows, firsts = list(pairs.itertuples(index=False, name=None)), {}
     found = {(first, second) for first, second, *_ in rows}
     for row in clips.itertuples():
-        first = firsts.setdefault(stats_cache.hash_source(row.path), row.Index)
+        first = firsts.setdefault(row.sha256, row.Index)
         if first != row.Index and (first, row.Index) not in found:
             rows.append((first, row.Index, 0.0, row.seconds, 1.0))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _hash(path, stats_cache):
+    """A file's hash; "" if it is gone."""
+    try:
+        return stats_cache.hash_source(path)
+    except ClipError:
+        return ""
 
 
 def _all_clips(competition):

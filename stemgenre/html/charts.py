@@ -7,6 +7,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stemgenre.settings import STEMS
+
 BLUE = "C0"
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.23, 0.51, 0.96, a) for a in (0, 0.9)])
 MAX_NUMBERED_GENRES = 25  # a larger confusion matrix has no room for numbers in its cells
@@ -69,8 +71,15 @@ def image(
     *,
     limits: tuple[float, float] | np.ndarray,
 ) -> None:
-    """The channels (C, S, S) of an image side by side, colours from limits[0] to limits[1]."""
-    all_axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    """The channels (C, S, S) of an image side by side, colours from limits[0] to limits[1].
+
+    Fewer channels than stems leave room on the right.
+    """
+    columns = max(len(STEMS), len(names))
+    all_axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    all_axes, unused = all_axes[: len(names)], all_axes[len(names) :]
+    for axes in unused:
+        axes.set_visible(False)
     low, high = limits
     for axes, channel, name in zip(all_axes, channels, names, strict=True):
         shown = axes.imshow(channel, origin="lower", cmap="magma", vmin=low, vmax=high)

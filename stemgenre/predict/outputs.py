@@ -1,9 +1,11 @@
 """Predictions -> rows on the console, a table in csv, json, and pictures of the genre over time."""
 
 import csv
+import functools
 import io
 import json
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -129,6 +131,40 @@ def write_json(
 
 def draw_timeline(path: Path, title: str, prediction: Prediction) -> None:
     """Draws the genres' probabilities over time, stacked, as a PNG."""
+    import matplotlib
+
+    labels = [printable(text) for text in (title, *prediction.probabilities)]
+    with (
+        matplotlib.rc_context({"font.family": _fonts("".join(labels))}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box, where no font has it
+        picture = _timeline(printable(title), prediction)
+    with atomic_write(path) as file:
+        file.write(picture)
+
+
+def _fonts(text):
+    """Names of the fonts to draw `text` in: matplotlib's own, and one that has what it lacks."""
+    from matplotlib import font_manager
+
+    own, boxes = "DejaVu Sans", "Last Resort"  # both come with matplotlib
+    missing = set(map(ord, text)) - set(_characters(font_manager.findfont(own)))
+    for font in font_manager.fontManager.ttflist if missing else ():
+        if not font.name.startswith(boxes) and missing <= set(_characters(font.fname)):
+            return [own, font.name]
+    return [own]
+
+
+@functools.cache
+def _characters(font_path):
+    from matplotlib.font_manager import get_font
+
+    return get_font(font_path).get_charmap().keys()
+
+
+def _timeline(title, prediction):
+    """The PNG of draw_timeline()."""
     from matplotlib.figure import Figure
 
     segments = prediction.timeline
@@ -141,8 +177,8 @@ def draw_timeline(path: Path, title: str, prediction: Prediction) -> None:
     ]
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    axes.stackplot(times, rows, labels=genres)
-    axes.set_title(printable(title), parse_math=False)  # $ is a letter
+    axes.stackplot(times, rows, labels=[printable(genre) for genre in genres])
+    axes.set_title(title, parse_math=False)  # $ is a letter
     axes.set(xlabel="minutes", ylabel="probability", ylim=(0, 1))
     axes.set_xlim(times[0], times[-1])
     axes.xaxis.set_major_formatter(format_time)
@@ -151,5 +187,4 @@ def draw_timeline(path: Path, title: str, prediction: Prediction) -> None:
         text.set_parse_math(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
-    with atomic_write(path) as file:
-        file.write(picture.getbuffer())
+    return picture.getvalue()

@@ -34,6 +34,7 @@ def per_genre(
     precision, recall, f1, clips = precision_recall_fscore_support(
         targets, predicted, labels=range(len(label_names)), zero_division=np.nan
     )
+    clips = clips.astype(int)  # floats, where a genre has none
     columns = {"genre": label_names, "clips": clips, "precision": precision, "recall": recall}
     return pd.DataFrame(columns | {"F1": f1})
 

@@ -35,7 +35,7 @@ from stemgenre.html.page import (
 )
 from stemgenre.report import metrics
 from stemgenre.runtime import Runtime, describe_device
-from stemgenre.settings import Settings, config_values
+from stemgenre.settings import STEMS, Settings, config_values
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import LoadedModel, load_models
 from stemgenre.training.members import Member, MemberResult, Predictions, accuracy_interval
@@ -337,13 +337,14 @@ def _curves(state):
 
 
 def _players(path, waves, features):
-    """Players of the clip's file and of its stems, (4, samples), or of its mix, (1, samples)."""
+    """Players of the clip's file, and of its stems if `waves` are (4, samples), not its mix."""
     try:
         players = [audio_player(*decode(path, seconds=PLAYER_SECONDS), label="the clip")]
     except UserError as error:  # the file has been removed since it was separated
         players = [Markup("<p>{}</p>").format(error)]
-    for name, wave in zip(features.cached_waves, waves, strict=True):
-        players.append(audio_player(wave, features.sr, label=name))
+    if features.cached_waves == STEMS:
+        for name, wave in zip(STEMS, waves, strict=True):
+            players.append(audio_player(wave, features.sr, label=name))
     return players
 
 

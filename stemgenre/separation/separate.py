@@ -319,12 +319,16 @@ def _check_disk(seconds, cache):
             "set SEPARATION_CACHE_DIR to a folder that can"
         ) from None
     free = shutil.disk_usage(cache.folder).free
-    log.info("cache: it takes %.1f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
+    log.info("cache: it takes %s of disk, %s are free", _size(needed), _size(free))
     if needed > free:
         raise UserError(
-            f"{cache.folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{cache.folder} needs {_size(needed)}, {_size(free)} are free; "
             "free disk space or set SEPARATION_CACHE_DIR to another disk"
         )
+
+
+def _size(num_bytes):
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _seconds(path, otherwise):

@@ -206,7 +206,7 @@ def imagenet_weights(name: str, weights_file: str | None = None) -> dict[str, to
     way_out = (
         f"Download {weights.url} on a machine with internet access and set WEIGHTS_FILE to it, or "
         f"put it into {torch.hub.get_dir()}/checkpoints; TORCH_HOME moves that folder. "
-        "PRETRAINED=False trains from scratch"
+        "PRETRAINED=False FREEZE_STAGES=0 trains from scratch"
     )
     try:
         if not weights_file and not path.is_file():
@@ -290,7 +290,8 @@ def _timm_backbone(name, stochastic_depth, pretrained, weights_file):
         raise UserError(
             f"the ImageNet weights of {name} cannot be loaded ({first_line(error)}). Set "
             "WEIGHTS_FILE to their model.safetensors, downloaded from timm's repository on the hub "
-            "on a machine with internet access; or PRETRAINED=False trains from scratch"
+            "on a machine with internet access; or PRETRAINED=False FREEZE_STAGES=0 trains "
+            "from scratch"
         ) from None
     first_convs = network.pretrained_cfg.get("first_conv") or ()
     first_convs = [first_convs] if isinstance(first_convs, str) else list(first_convs)

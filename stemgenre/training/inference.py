@@ -8,6 +8,7 @@ mean again.
 import contextlib
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from stemgenre.settings import FeatureSettings
 from stemgenre.training import checkpoint
 from stemgenre.training.model import GenreNet
 from stemgenre.training.stem_loader import StemLoader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def compute_channel_stats(
         if runtime.stop.signal_number:
             break
     if runtime.sync_stop():
+        log.info("stopped before training: the same command begins it again")
         raise runtime.interrupted()
     total = RunningStats()
     for part in runtime.all_gather(stats.cpu()):

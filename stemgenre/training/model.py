@@ -1,5 +1,7 @@
 """The network: a backbone of any kind and the genre head, trained in part or as a whole."""
 
+import functools
+import logging
 import math
 import warnings
 
@@ -12,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from stemgenre.errors import UserError
 from stemgenre.settings import ModelSettings
 from stemgenre.training.backbones import TIMM, build_backbone
+
+log = logging.getLogger(__name__)
 
 
 class GenreNet(nn.Module):
@@ -162,6 +166,8 @@ def build_model(
         head_dropout=model_settings.head_dropout,
         stochastic_depth=model_settings.stochastic_depth,
     )
+    if not model_settings.pretrained and model_settings.freeze_stages:
+        _warn_of_frozen_random_weights(model_settings.freeze_stages)
     if model_settings.pretrained and not resuming:
         pretrained = build_backbone(
             model_settings.backbone,
@@ -176,3 +182,12 @@ def build_model(
         net.features.load_state_dict(pretrained.features.state_dict())
         net.avgpool.load_state_dict(pretrained.avgpool.state_dict())
     return net
+
+
+@functools.cache  # once for all networks
+def _warn_of_frozen_random_weights(stages):
+    log.warning(
+        "PRETRAINED=False: the weights of %d frozen stages are random and stay so; FREEZE_STAGES=0 "
+        "trains them",
+        stages,
+    )

@@ -94,11 +94,21 @@ def _restore_optimizer(trainer, saved):
     initial_lrs = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     if options.load_optimizer_state:
         trainer.optimizer.load_state_dict(saved["optimizer"])
+        for group in trainer.optimizer.param_groups:
+            group["weight_decay"] = options.weight_decay
         if saved["scaler"]:  # empty from a run that was not in fp16
             trainer.scaler.load_state_dict(saved["scaler"])
     groups = trainer.optimizer.param_groups
     if options.load_scheduler_state:
+        asked = _schedule(trainer.scheduler)
         trainer.scheduler.load_state_dict(saved["scheduler"])
+        for name, kept in _schedule(trainer.scheduler).items():
+            if asked[name] != kept:
+                log.warning(
+                    "%s=%g has no effect: the resumed schedule keeps %g; with "
+                    "LOAD_SCHEDULER_STATE=False it restarts",
+                    *(name, asked[name], kept),
+                )
         before = trainer.state.epoch - trainer.scheduler.last_epoch  # epochs before it restarted
         trainer.scheduler.T_max = options.epochs - before - trainer.scheduler.warmup
         for group, lr in zip(groups, trainer.scheduler.get_last_lr(), strict=True):
@@ -108,3 +118,9 @@ def _restore_optimizer(trainer, saved):
             group.update(lr=lr, initial_lr=lr)
         remaining = max(1, options.epochs - trainer.state.epoch)
         trainer.scheduler = WarmupCosineLR(trainer.optimizer, remaining, min_lr=options.min_lr)
+
+
+def _schedule(scheduler):
+    """The settings that a schedule is made of."""
+    lr, min_lr, warmup = scheduler.base_lrs[0], scheduler.eta_min, scheduler.warmup
+    return {"LR": lr, "MIN_LR": min_lr, "WARMUP_EPOCHS": warmup}
