@@ -54,6 +54,7 @@ STEPS = (  # in order of importance
     Step("competition", 150, needs_cuda=False),  # clips to submit.csv, extrapolated to 1,000
     Step("memory", 120),  # micro-batches under a real limit of GPU memory
     Step("precision", 60),  # stems in half precision against float32
+    Step("operations", 90, needs_cuda=False),  # what of a step is which; memory bandwidth reached
     Step("demo_fp16", 90),
     Step("demo_float32", 90, needs_cuda=False),
     Step("device_cache", 60),  # stems kept on the GPU, against read each epoch

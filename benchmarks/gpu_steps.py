@@ -27,6 +27,7 @@ import competition
 import frontend
 import gpu
 import numpy as np
+import operations
 import pandas as pd
 import separation
 import torch
@@ -495,6 +496,22 @@ def measures(folder, sizes, device):
         return training.measures(settings, runtime, options)
 
 
+def operation_times(folder, sizes, device):
+    """benchmarks/operations.py: a training step, and a batch of half the clips for separation."""
+    settings = sized_settings(folder, sizes, device)
+    with start_runtime(settings.machine) as runtime:
+        clips, cache = cached_stems(folder, settings)
+        result = {
+            "training": operations.of_training(clips[: sizes.batch], cache, settings, runtime)
+        }
+        separator = Separator(
+            settings.separation, sample_rate=settings.features.sr, device=runtime.device
+        )
+        count = sizes.separated // 2
+        result["separation"] = operations.of_separation(separator, count, settings, runtime)
+        return result
+
+
 def plain_training(folder, sizes, device):
     """An epoch by librosa in as many workers, a batch in each, against this one."""
     settings = sized_settings(folder, sizes, device, f"BATCH_SIZE={sizes.batch // 2}")
@@ -529,6 +546,7 @@ FUNCTIONS = {
     "device_cache": device_cache,
     "two_processes": two_processes,
     "compile": measures,
+    "operations": operation_times,
     "plain_training": plain_training,
 }
 

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers import ROOT, NoReport, run_python
 
 
@@ -106,6 +107,27 @@ def test_rates_are_those_of_the_network_the_front_end_and_the_epoch(steps, tmp_p
     assert figures["frontend_clips_per_second"] > 0
     assert figures["network_fraction"] > 0
     json.dumps(figures)
+
+
+def test_operations_are_counted_with_their_backward_passes_and_without_views(gpu):
+    from operations import ByteCounter, figures
+
+    a, b = torch.ones(1000), torch.ones(1000, requires_grad=True)
+    with ByteCounter() as counter:
+        a.view(10, 100)[:5].t()
+    assert counter.bytes == 0
+    with ByteCounter() as counter:
+        product = a * b
+    assert counter.bytes == 3 * 4000
+    with ByteCounter() as counter:
+        product.backward(a)
+    assert counter.bytes >= 3 * 4000
+
+    square = torch.ones(200, 200)
+    found = figures(lambda: [square @ square for _ in range(20)], torch.device("cpu"))
+    assert found["gigabytes"] == round(20 * 3 * 160_000 / 1e9, 2)
+    assert found["operations"]["aten::mm"] > 0.5
+    assert found["seconds"] > 0
 
 
 @pytest.mark.heavy
