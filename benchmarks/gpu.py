@@ -49,7 +49,7 @@ class Step:
 STEPS = (  # in order of importance
     Step("prepare", 120, needs_cuda=False),  # clips, stems and networks for the others
     Step("demo_bf16", 90),  # the demo; interrupted and resumed, with the difference
-    Step("rates", 90, needs_cuda=False),  # front end, network and epoch; GPU memory
+    Step("rates", 90, needs_cuda=False),  # front end, network and epoch
     Step("separation", 150, needs_cuda=False),  # against apply_model file by file
     Step("competition", 150, needs_cuda=False),  # clips to submit.csv, extrapolated to 1,000
     Step("memory", 120),  # micro-batches under a real limit of GPU memory

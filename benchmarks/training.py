@@ -156,7 +156,7 @@ def measures(settings, runtime, options):
     if not ways["as it is"].trainer.scaler.is_enabled():  # which works with a fused optimiser alone
         undone.append("fused optimiser")
     if runtime.device.type == "cuda":
-        undone += ["autocast", "cuDNN benchmark"]
+        undone.append("autocast")
     for measure in undone:
         ways[f"no {measure}"] = NetworkOnly(clips, settings, runtime, without=measure)
     compiled = settings.train.model_copy(update={"compile": True})
@@ -252,7 +252,6 @@ class NetworkOnly:
             self.trainer.optimizer.param_groups[0]["fused"] = None
         elif without == "autocast":
             self.trainer.amp_dtype = None
-        self.cudnn_benchmark = without != "cuDNN benchmark"
 
     def batches(self, clips, batches, *, section, prepare=None):
         images = self.images.to(memory_format=torch.channels_last).split(1)  # as prepare() gives
@@ -265,10 +264,7 @@ class NetworkOnly:
         return self.images[: len(stems)]
 
     def epoch(self, number):
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = before and self.cudnn_benchmark
         train_epoch(self.trainer, number)
-        torch.backends.cudnn.benchmark = before
 
 
 def make_trainer(frontend, loader, clips, settings, runtime):

@@ -176,6 +176,11 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
         ) from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
+        if count and not torch.cuda.is_available():
+            raise UserError(
+                f"DEVICE={name} is not available: the GPU's driver does not fit PyTorch's CUDA "
+                f"{torch.version.cuda}; update it, or install PyTorch for an older CUDA"
+            )
         if device.index is None:
             device = torch.device("cuda", local_rank if world_size > 1 else 0)
         elif local_rank:  # NCCL refuses it, with an error that does not say so

@@ -14,6 +14,7 @@ from stemgenre.training.optimisation import (
     AveragedNet,
     WarmupCosineLR,
     balanced_weights,
+    initial_state,
     mix_pairs,
     parameter_groups,
     target_probabilities,
@@ -62,6 +63,21 @@ def test_indices_and_their_probabilities_have_the_same_loss(label_smoothing, wei
 def test_a_genre_without_clips_has_a_weight_that_is_a_number():
     weights = balanced_weights(target_probabilities(CLIPS, num_classes=4))
     assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_first_step_is_adamws_own(fused):
+    nets = [small_net() for _ in range(2)]
+    for net, prepared in zip(nets, (False, True), strict=True):
+        groups = parameter_groups(net, lr=0.1, decay=0.5)
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.1, fused=fused)
+        for number, parameter in enumerate(net.parameters()):
+            parameter.grad = torch.full_like(parameter, number + 1.0)
+        if prepared:
+            optimizer.state.update(initial_state(optimizer))
+        optimizer.step()
+    one, other = (net.state_dict() for net in nets)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.fixture

@@ -64,8 +64,17 @@ def test_without_a_gpu_cuda_is_refused(name):
 )
 def test_more_processes_than_gpus_are_told_how_many(monkeypatch, name, gpus, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     with pytest.raises(UserError, match=said):
         pick_device(name, local_rank=1, world_size=2)
+
+
+def test_a_driver_too_old_for_this_pytorch_is_named(monkeypatch):
+    """The driver's own library counts the GPUs; CUDA does not start."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="driver does not fit PyTorch's CUDA .*; update it, or"):
+        pick_device("cuda:0")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

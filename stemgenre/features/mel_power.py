@@ -86,10 +86,11 @@ def mel_powers(
     for clip_power, wave, hop_length in zip(power, waves, hop_lengths, strict=True):
         own = wave.unfold(1, n_fft, hop_length)[:, :frames]  # (C, the clip's frames, n_fft), a view
         count = own.shape[1]
-        torch.abs(torch.fft.rfft(own * window), out=clip_power[:, :count])
+        real, imaginary = torch.view_as_real(torch.fft.rfft(own * window)).unbind(-1)
+        torch.mul(real, real, out=clip_power[:, :count]).addcmul_(imaginary, imaginary)
         if count < frames:
             clip_power[:, count:] = 0
-    return filters[:, None] @ power.square_().transpose(2, 3)
+    return filters[:, None] @ power.transpose(2, 3)
 
 
 def power_to_db(power: torch.Tensor, *, reference: str, top_db: float) -> torch.Tensor:

@@ -147,7 +147,8 @@ def amp_type(device: torch.device, use_amp: bool) -> torch.dtype | None:
     """What autocast computes in: bf16 if the GPU has it, else fp16; None without AMP."""
     if not use_amp or device.type != "cuda":
         return None
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.cuda.device(device):  # otherwise another GPU's answer
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bf16 else torch.float16
 
 

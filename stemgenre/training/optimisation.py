@@ -71,6 +71,23 @@ def parameter_groups(net: GenreNet, *, lr: float, decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+def initial_state(optimizer: torch.optim.AdamW) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+    """The state of all parameters before AdamW's first step, as that step would allocate it.
+
+    AdamW does so for one group of parameters after it has changed those before: if memory runs out
+    there, the step cannot be repeated.
+    """
+    return {
+        parameter: {
+            "step": torch.zeros((), device=parameter.device if group["fused"] else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
 class WarmupCosineLR(CosineAnnealingLR):
     """CosineAnnealingLR over `epochs`, in whose first `warmup` epochs the rate rises to LR.
 

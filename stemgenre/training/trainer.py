@@ -310,16 +310,15 @@ class Trainer:
 
         Its first call allocates the optimiser's state. It can be repeated if memory runs out.
         """
-        first = not self.optimizer.state
         try:
+            if not self.optimizer.state:
+                self.optimizer.state.update(optimisation.initial_state(self.optimizer))
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.trainable, self.settings.train.gradient_clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return norm
         except torch.OutOfMemoryError:
-            if first:
-                self.optimizer.state.clear()  # a part of it
             if self.scaler.is_enabled():
                 self.scaler.update(self.scaler.get_scale())  # forgets that gradients are unscaled
             raise
