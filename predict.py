@@ -28,7 +28,7 @@ from stemgenre.predict.outputs import (
     write_csv,
     write_json,
 )
-from stemgenre.settings import ALIASES, FeatureSettings, read_settings_file
+from stemgenre.settings import ALIASES, FeatureSettings, is_settings_file, read_settings_file
 
 log = logging.getLogger("stemgenre.predict")
 
@@ -97,11 +97,11 @@ def settings_given(words) -> set[str]:
     """
     given = set()
     for word in words:
-        name, is_value, _ = word.partition("=")
-        name = ALIASES.get(name, name)
-        if not is_value:
+        if is_settings_file(word):
             given |= read_settings_file(Path(word)).keys()
             continue
+        name = word.partition("=")[0]
+        name = ALIASES.get(name, name)
         if name.lower() in FeatureSettings.model_fields:
             raise UserError(f"{word} has no effect: {name} is saved with the model; leave it out")
         if name not in SETTINGS:

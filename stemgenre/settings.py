@@ -7,6 +7,7 @@ config.py has each setting's default and comment, this module its type and range
 import ast
 import difflib
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -308,8 +309,8 @@ def config_values() -> dict[str, Any]:
 
 
 def is_settings_file(word: str) -> bool:
-    """Whether a word of the command line is the path of a settings file."""
-    return word.endswith(".py") and not word.partition("=")[1]
+    """Whether a word of the command line is the path of a settings file, and not KEY=VALUE."""
+    return word.endswith(".py") and not re.match(r"\w+=", word)  # a folder may be named lr=0.1
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

@@ -237,6 +237,12 @@ def test_the_settings_of_a_run_repeat_it(settings_file):
     assert load_settings([str(path)]) == settings
 
 
+def test_the_settings_of_a_run_in_a_folder_that_is_named_after_a_setting_repeat_it(settings_file):
+    (settings_file("").parent / "lr=0.1").mkdir()
+    path = settings_file("LR = 0.1\n", "lr=0.1/settings_used.py")
+    assert load_settings([str(path)]).train.lr == 0.1
+
+
 def test_a_resumed_run_does_not_make_its_repetition_resume(settings_file):
     used = format_settings(load_settings(["RESUME_FROM_CHECKPOINT=True"]))
     assert not load_settings([str(settings_file(used))]).train.resume_from_checkpoint
