@@ -135,6 +135,15 @@ def test_what_an_earlier_run_left_is_not_the_state_of_one_that_starts(tmp_path):
         assert run.status()["stage"] == "starting"
 
 
+@pytest.mark.parametrize("text", ["[]", "[1]", '"x"', '{"a": 1}', "{", "\xff"])
+def test_a_status_of_another_program_does_not_hide_the_runs(tmp_path, text):
+    foreign, run = put_run(tmp_path / "foreign"), put_run(tmp_path / "a", stage="finished")
+    (foreign.folder / "status.json").write_bytes(text.encode("latin-1"))
+    write_text(foreign.folder / "summary.json", "[1]")
+    assert foreign.status() == {} and "has not run" in views.progress(foreign)
+    assert "<td>a</td><td>finished</td>" in views.results([foreign, run], exposed=False)
+
+
 def test_names_of_runs_are_looked_up_and_are_no_paths(tmp_path):
     put_run(tmp_path / "runs" / "a")
     put_run(tmp_path / "out")

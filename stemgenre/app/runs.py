@@ -105,12 +105,10 @@ class Run:
     def status(self) -> dict[str, Any]:
         """status.json, with the stage "starting" before a run has written its own, and "killed".
 
-        Empty without the file.
+        Empty without the file, or if it is another program's.
         """
-        path, holder = self.file(status.FILE), self.holder()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except (OSError, ValueError):
+        content, holder = _read_json(self.file(status.FILE)), self.holder()
+        if "stage" not in content:
             content = {}
         if holder and holder.pid and content.get("pid") != holder.pid:
             return {"stage": "starting", "pid": holder.pid}
@@ -120,10 +118,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """summary.json; empty until the run has finished."""
-        path = self.file("summary.json")
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text(encoding="utf-8")) if path else {}
-        return {}
+        return _read_json(self.file("summary.json"))
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """{network: rows of its metrics.csv}; the only network of a run is ""."""
@@ -159,6 +154,15 @@ class Run:
 
 
 _stopping: set[Holder] = set()  # that were asked to stop by this page
+
+
+def _read_json(path):
+    """The JSON object in a file; empty without the file, or if it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_metrics(path):
