@@ -57,7 +57,7 @@ class Guard:
             self._check_path(scope["path"])
             if scope["method"] not in ("GET", "HEAD"):
                 receive = await self._checked_body(scope, receive)
-            await self.app(scope, receive, _with_headers(send, scope["path"]))
+            await self.app(scope, receive, _with_headers(send))
         except Refused as refusal:
             code, text = refusal.args
             headers = {"WWW-Authenticate": 'Basic realm="Stem Genre"'} if code == 401 else {}
@@ -153,7 +153,7 @@ def _counted(receive, limit):
     return count
 
 
-def _with_headers(send, path):
+def _with_headers(send):
     """A `send` that adds what the browser has to refuse."""
 
     async def sending(part):
