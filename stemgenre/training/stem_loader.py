@@ -32,8 +32,8 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """Row positions of `clips` in the order of an epoch, as batches of nearly equal size.
 
-    A pure function of (seed, epoch). Nearly equal: no batch of one clip remains, on which BatchNorm
-    would fail.
+    A pure function of (seed, epoch). Nearly equal: no batch of a single clip remains, whose
+    BatchNorm statistics would be poor, unless `batch_size` is 1 or 2.
     """
     order = np.random.default_rng(derive_seed(seed, epoch, 2)).permutation(len(clips))
     return np.array_split(order, math.ceil(len(clips) / batch_size))
