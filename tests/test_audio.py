@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from helpers import ROOT, give_up, tone
 
-from stemgenre.data import audio
+from stemgenre.data import audio, ffmpeg
 from stemgenre.errors import UserError
 
 needs_ffmpeg = pytest.mark.usefixtures("ffmpeg")
@@ -425,7 +425,7 @@ def is_alive(pid):
 
 def test_a_decoder_that_hangs_is_ended_and_the_file_named(tmp_path, monkeypatch):
     pid = fake_ffmpeg(tmp_path / "bin", monkeypatch)
-    monkeypatch.setattr(audio, "FFMPEG_SECONDS", 0.5)
+    monkeypatch.setattr(ffmpeg, "FFMPEG_SECONDS", 0.5)
     (tmp_path / "x.m4a").write_bytes(b"no sound" * 100)
     with pytest.raises(UserError, match=r"x\.m4a cannot be decoded: ffmpeg gave nothing for"):
         audio.decode(tmp_path / "x.m4a")

@@ -9,9 +9,6 @@ import itertools
 import math
 import os
 import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from stemgenre.data.ffmpeg import MAX_LOST, read_with_ffmpeg
 from stemgenre.data.find_files import stem_files
 from stemgenre.data.headers import UNKNOWN_LENGTH, check_size, tells_mp3_length
 from stemgenre.errors import UserError
@@ -32,16 +30,7 @@ MAX_PEAK = 32768.0  # of full scale: 16-bit integers written as floats; float16 
 STEM_TOLERANCE = 0.1  # s by which the stems of a song may differ in length
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz: a header that claims another is damaged
 MAX_SAMPLES_PER_BYTE = 10_000  # of a file: flac's longest blocks of silence hold half as many
-MAX_LOST = 0.02  # of a file: what a decoder may leave out without an error
 NO_HEADER = "it has no header that is known"
-AU_HEADER = 24  # bytes
-FFMPEG_SECONDS = 60.0  # s that ffmpeg may take for a block
-FFMPEG_CPU_SECONDS = 3600  # s that it may take for a file
-# What ffmpeg may open: containers of sound, but no playlists, which lead to other files.
-DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
-    "ogg,tak,tta,voc,w64,wav,webm,wv"
-)
 
 
 @dataclass(frozen=True)
@@ -261,21 +250,26 @@ def _blocks(path):
     try:
         file = soundfile.SoundFile(_name(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        yield from _read_with_ffmpeg(path, _reason(error))
+        yield from read_with_ffmpeg(path, _reason(error), block_samples=_block_samples)
         return
     if file.format == "RAW":  # libsndfile takes whatever is named .au or .snd for samples
         file.close()
-        yield from _read_with_ffmpeg(path, NO_HEADER)
+        yield from read_with_ffmpeg(path, NO_HEADER, block_samples=_block_samples)
     elif file.format == "MP3" and not tells_mp3_length(path) and shutil.which("ffmpeg"):
         file.close()  # libsndfile may stop too early
-        yield from _read_with_ffmpeg(path, "its length is unknown")
+        yield from read_with_ffmpeg(path, "its length is unknown", block_samples=_block_samples)
     else:
         yield from _read_with_libsndfile(path, file)
 
 
+def _block_samples(rate, channels):
+    """How many samples of each channel are read at a time."""
+    return min(BLOCK_SECONDS * rate, max(1, MAX_BLOCK // channels))
+
+
 def _read_with_libsndfile(path, file):
     """(block, rate) of an open file; UserError if its header promises more than there is."""
-    size = min(BLOCK_SECONDS * file.samplerate, max(1, MAX_BLOCK // file.channels))
+    size = _block_samples(file.samplerate, file.channels)
     samples, promised = 0, file.frames
     if promised >= UNKNOWN_LENGTH:
         promised, file.seekable = 0, lambda: False  # soundfile seeks after reading, which fails
@@ -291,72 +285,6 @@ def _read_with_libsndfile(path, file):
             yield block, file.samplerate
     if samples < (1 - MAX_LOST) * promised:
         raise UserError(f"{path} is truncated: {samples} of {promised} samples are there")
-
-
-def _read_with_ffmpeg(path, reason):
-    """(block, rate) of the first audio stream, as ffmpeg decodes it: .au with float samples.
-
-    The header of .au allows a length that is not known yet. `reason` is libsndfile's error.
-    """
-    if Path(path).stat().st_size == 0:
-        raise UserError(f"{path} cannot be decoded: {reason}")
-    if shutil.which("ffmpeg") is None:
-        raise UserError(f"{path} cannot be decoded: {reason}; installing ffmpeg may help")
-    command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # of a run
-    command += ["ffmpeg", "-nostdin", "-v", "error", "-timelimit", str(FFMPEG_CPU_SECONDS)]
-    command += [
-        "-max_error_rate",
-        str(MAX_LOST),
-        "-protocol_whitelist",
-        "file",
-        "-format_whitelist",
-        DEMUXERS,
-    ]
-    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
-    with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages,
-            start_new_session=True,  # Ctrl-C is for the run, which ends ffmpeg itself
-        )  # fmt: skip
-        hung = threading.Event()
-
-        def end():
-            hung.set()
-            process.kill()
-
-        def read(size):
-            timer = threading.Timer(FFMPEG_SECONDS, end)
-            timer.daemon = True
-            timer.start()
-            try:
-                return process.stdout.read(size)
-            finally:
-                timer.cancel()
-
-        try:
-            header = read(AU_HEADER)
-            if len(header) == AU_HEADER:
-                _, offset, _, _, rate, channels = np.frombuffer(header, ">u4").tolist()
-                read(offset - AU_HEADER)
-                frame = 4 * channels  # bytes
-                while data := read(
-                    min(BLOCK_SECONDS * rate, max(1, MAX_BLOCK // channels)) * frame
-                ):
-                    block = np.frombuffer(data, ">f4", count=len(data) // frame * channels)
-                    yield block.reshape(-1, channels).astype(np.float32), rate
-            failed = process.wait()
-            if hung.is_set():
-                reason = f"ffmpeg gave nothing for {FFMPEG_SECONDS:g} s"
-            elif failed:
-                messages.seek(0)
-                lines = messages.read().decode(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else reason
-            if failed:
-                raise UserError(f"{path} cannot be decoded: {reason}")
-        finally:
-            process.stdout.close()
-            process.kill()
-            process.wait()
 
 
 def _reason(error):
