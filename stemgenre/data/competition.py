@@ -3,22 +3,19 @@
 Labels are joined by file name, never by position.
 """
 
-import filecmp
-import functools
 import logging
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
+from stemgenre.data.clip_index import ClipIndex
 from stemgenre.data.find_files import (
     SYSTEM_FOLDERS,
     clip_names,
     find_clips,
     find_master,
-    is_song,
     natural_key,
     near_names,
     paused_garbage_collector,
@@ -126,7 +123,7 @@ def _from_masters(data_dir, train_master, audio):
         raise UserError(f"{label_master} has {len(labels)} genre; a classifier needs two or more")
     train = read_targets(train_master, labels, label_master)
     index = ClipIndex(audio)
-    train["path"] = find_paths(train["file_name"], index, train_master)
+    train["path"] = index.find_paths(train["file_name"], train_master)
     train = _without_repeated(train, train_master)
     template, test = _read_sample_submit(data_dir, index)
     if template is None:
@@ -134,7 +131,7 @@ def _from_masters(data_dir, train_master, audio):
         paths = [p for p in audio if p.name not in labelled and is_test(p, data_dir)]
         names = dict.fromkeys(path.name for path in paths)
         test = pd.DataFrame({"file_name": [*names]})
-        test["path"] = find_paths(names, index, data_dir)
+        test["path"] = index.find_paths(names, data_dir)
         missing = _not_found(data_dir, "sample_submit")
         if not names:
             raise UserError(
@@ -208,7 +205,7 @@ def _read_sample_submit(data_dir, index):
         return None, None
     template = read_template(sample_submit)
     names = dict.fromkeys(row[template.file_column] for row in template.rows)
-    paths = find_paths(names, index, sample_submit)
+    paths = index.find_paths(names, sample_submit)
     return template, pd.DataFrame({"file_name": [*names], "path": paths})
 
 
@@ -235,90 +232,6 @@ def _in_natural_order(table):
     keys = [natural_key(name) for name in table["file_name"]]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return table.iloc[order].reset_index(drop=True)
-
-
-class ClipIndex:
-    """Clips, the paths of find_clips, by their names in tables; made when a table is first read."""
-
-    def __init__(self, clips: Sequence[Path]):
-        self.clips = clips
-
-    @functools.cached_property
-    def by_name(self) -> dict[str, list[Path]]:
-        """{name of the file or folder, composed: its paths}."""
-        found = {}
-        for path in self.clips:
-            found.setdefault(_composed(path.name), []).append(path)
-        return found
-
-    @functools.cached_property
-    def has_songs(self) -> bool:
-        """Whether a clip is a folder of stems."""
-        return any(is_song(path) for path in self.clips)
-
-
-def find_paths(names: Iterable[str], index: ClipIndex, table: Path) -> list[Path]:
-    """The clip of each file name in `table`. Raises UserError for those without one."""
-    by_name, has_songs = index.by_name, index.has_songs
-    paths, missing = [], []
-    for text in names:
-        plain = by_name.get(_composed(text), ())
-        if len(plain) == 1 and not has_songs and "\\" not in text and text[1:2] != ":":
-            paths += plain  # of most of 100,000 names, in a tenth of the time
-            continue
-        name = PurePosixPath(text.replace("\\", "/"))
-        if not name.name or name.is_absolute() or ".." in name.parts or text[1:2] == ":":
-            raise UserError(f"{table} names {text!r}, which is not a file below the data folder")
-        found = (has_songs and _find_songs(name, by_name)) or [
-            path for path in by_name.get(_composed(name.name), ()) if _ends_with(path, name)
-        ]
-        if not found:
-            missing.append(text)
-            continue
-        for other in found[1:]:
-            if not filecmp.cmp(found[0], other, shallow=False):
-                raise UserError(
-                    f"{text} is ambiguous: {found[0]} and {other} have different content; keep one"
-                )
-        paths.append(found[0])
-    if missing:
-        meant = _similar(missing[0], index.clips)
-        way_out = (
-            f"{missing[0]} may mean {meant}: write the file's name as it is"
-            if meant
-            else "unpack all sound folders there"
-        )
-        raise UserError(
-            f"{len(missing)} clips of {table} have no audio below {table.parent}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; {way_out}"
-        )
-    return paths
-
-
-def _similar(text, clips):
-    """The name of a clip that differs from `text` in its suffix or in capitals, or None."""
-    stem = PurePosixPath(text.replace("\\", "/")).stem.casefold()
-    return next((path.name for path in clips if path.stem.casefold() == stem), None)
-
-
-def _find_songs(name, by_name):
-    """The folders of stems that a table's file name, with its suffix or without, can mean."""
-    return [
-        path
-        for meant in dict.fromkeys((name, name.with_suffix("")))
-        for path in by_name.get(_composed(meant.name), ())
-        if _ends_with(path, meant) and is_song(path)
-    ]
-
-
-def _composed(text):
-    """`text` with its accents composed, as tables have them: macOS takes them apart (NFD)."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def _ends_with(path, name):
-    """Whether the last parts of `path` are those of `name`."""
-    return _composed("/".join(path.parts[-len(name.parts) :])) == _composed(str(name))
 
 
 def read_targets(master: Path, labels: pd.DataFrame, label_master: Path) -> pd.DataFrame:

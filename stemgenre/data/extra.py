@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stemgenre.data.competition import (
-    ClipIndex,
-    Competition,
-    find_paths,
-    is_test,
-    read_labels,
-    read_targets,
-)
+from stemgenre.data.clip_index import ClipIndex
+from stemgenre.data.competition import Competition, is_test, read_labels, read_targets
 from stemgenre.data.find_files import find_clips, find_master, natural_key, with_digest
 from stemgenre.errors import UserError
 from stemgenre.files import ANY_NAME
@@ -96,7 +90,7 @@ def _read_folder(folder, label_names, settings):
             raise UserError(f"EXTRA_DATA: {train_master} needs a label_master beside it")
         labels = read_labels(label_master)
         table = read_targets(train_master, labels, label_master)
-        table["path"] = find_paths(table["file_name"], ClipIndex(audio), train_master)
+        table["path"] = ClipIndex(audio).find_paths(table["file_name"], train_master)
         genres = labels["label_name"].iloc[table["target"]].tolist()
     else:
         paths = [p for p in audio if p.parent != folder and not is_test(p.parent, folder)]
