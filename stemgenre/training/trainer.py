@@ -189,7 +189,6 @@ class Trainer:
         )
         rank_batches = [batch[runtime.rank :: runtime.world_size] for batch in batches]
         sums = EpochSums(state.sums, done=state.step, steps=len(batches), runtime=runtime)
-        log_every = self.settings.tracking.log_every_steps
         self.ddp_net.train()
         runtime.status.update(
             run=self.run_id,
@@ -211,7 +210,7 @@ class Trainer:
         ):
             batch_clips = len(batches[state.step])  # on all ranks
             loss, correct, norm = self.micro_batch.run(
-                functools.partial(self._train_step, positions, inputs, batch_clips),
+                functools.partial(self._repeatable_step, positions, inputs, batch_clips),
                 -(-batch_clips // runtime.world_size),  # of the rank that has most
                 too_large="training on a single clip exceeds GPU memory; lower IMG_SIZE or raise "
                 "FREEZE_STAGES",
@@ -223,12 +222,7 @@ class Trainer:
                 self.average.update_parameters(self.net, is_taken=is_taken)
             state.step, self.is_saved = state.step + 1, False
             runtime.status.update(step=state.step)
-            steps = state.epoch * len(batches) + state.step  # of all epochs
-            if log_every and steps % log_every == 0:
-                lr = self.optimizer.param_groups[0]["lr"]
-                row = sums.row(state.step, clips=batch_clips, learning_rate=lr)
-                state.step_history.append({"epoch": state.epoch + 1, "step": steps} | row)
-                after_step(state.step_history[-1])
+            self._log_step(sums, batch_clips, after_step)
             self.on_step(state.step)
             due = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
             due, stop_signal = runtime.all_reduce_max(int(due), runtime.stop.signal_number)
@@ -239,49 +233,18 @@ class Trainer:
                     self._interrupt(stop_signal)
         self._collect(sums, rank_batches)
 
-    def _train_step(self, positions, inputs, batch_clips, size):
-        """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
+    def _repeatable_step(self, positions, inputs, batch_clips, size):
+        """What _train_step() gives; if it fails, everything is as it was, and it can be repeated.
 
-        `inputs` are of epoch_images, for the clips at `positions`. It goes in micro-batches of at
-        most `size` clips. If it fails, because memory runs out or torch.compile does not work here,
-        it leaves everything as it was and can be repeated.
+        It fails because memory runs out, which is for self.micro_batch to repeat, or because
+        torch.compile does not work here: then it is repeated, and continued, without.
         """
-        seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
-        device, world_size, scaler = self.runtime.device, self.runtime.world_size, self.scaler
-        params = self.epoch_images.params(positions, epoch=epoch)
-        labels, targets = (to_device(t[positions], device) for t in (self.labels, self.targets))
-        alpha = self.settings.augment.mixup_alpha
+        scaler, world_size = self.scaler, self.runtime.world_size
         compiled = self.compiled_net is not self.ddp_net
-        may_undo = device.type == "cuda" or compiled or scaler.is_enabled()
+        may_undo = self.runtime.device.type == "cuda" or compiled or scaler.is_enabled()
         buffers = copy_buffers(self.net) if may_undo else []
-        torch.manual_seed(derive_seed(seed, epoch, step, self.runtime.rank, 3))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = correct = torch.zeros((), device=device)
-        mixed = None
         try:
-            if alpha:  # of all images, so that the micro-batch's size does not decide on the pairs
-                pairs_seed = derive_seed(seed, epoch, step, self.runtime.rank, 5)
-                images = self.epoch_images.compute(inputs, params)
-                mixed, targets = optimisation.mix_pairs(
-                    images, targets, alpha=alpha, seed=pairs_seed
-                )
-            # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
-            largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
-            for part in split_evenly(len(inputs), min(-(-largest // size), smallest)):
-                images = (
-                    mixed[part] if alpha else self.epoch_images.compute(inputs[part], params[part])
-                )
-                images = images.to(memory_format=torch.channels_last)
-                more = part.stop < len(inputs) and world_size > 1
-                with self.ddp_net.no_sync() if more else contextlib.nullcontext():
-                    with autocast(device, self.amp_dtype):
-                        logits = self.compiled_net(images)  # (size, classes)
-                    part_loss = self.loss(logits.float(), targets[part])
-                    # The mean is over the batch of all ranks, of which DDP averages the gradients.
-                    scaler.scale(part_loss * world_size / batch_clips).backward()
-                loss = loss + part_loss.detach()
-                correct = correct + (logits.argmax(1) == labels[part]).sum()
-            norm = self._optimizer_step()
+            loss, correct, norm = self._train_step(positions, inputs, batch_clips, size)
             if scaler.is_enabled():  # of a skipped step, not even BatchNorm's statistics remain
                 is_taken = norm.isfinite()
                 for buffer, before in zip(self.net.buffers(), buffers, strict=True):
@@ -292,7 +255,7 @@ class Trainer:
                 buffer.copy_(before)
             if is_out_of_memory(error):
                 if world_size == 1:
-                    raise  # to self.micro_batch, which repeats the step
+                    raise
                 raise UserError(  # the other ranks are waiting for this step's gradients
                     f"GPU out of memory with {min(size, len(inputs))} clips per forward pass; set "
                     "MICRO_BATCH to half of that and resume with RESUME_FROM_CHECKPOINT=True"
@@ -300,10 +263,44 @@ class Trainer:
             if not compiled:
                 raise
             reason = first_line(getattr(error, "inner_exception", error))
+        # outside that block, so that the failed step's tensors are freed
         log.warning("COMPILE=True: torch.compile failed (%s); training continues without", reason)
         self.compiled_net = self.ddp_net
-        images = mixed = logits = part_loss = None  # frees the failed step's memory
-        return self._train_step(positions, inputs, batch_clips, size)
+        return self._repeatable_step(positions, inputs, batch_clips, size)
+
+    def _train_step(self, positions, inputs, batch_clips, size):
+        """(loss, correct, gradient norm) of a step: the first two summed over this rank's clips.
+
+        `inputs` are of epoch_images, for the clips at `positions`. It goes in micro-batches of at
+        most `size` clips.
+        """
+        seed, epoch, step = self.settings.machine.seed, self.state.epoch, self.state.step
+        device, rank, world_size = self.runtime.device, self.runtime.rank, self.runtime.world_size
+        params = self.epoch_images.params(positions, epoch=epoch)
+        labels, targets = (to_device(t[positions], device) for t in (self.labels, self.targets))
+        alpha, mixed = self.settings.augment.mixup_alpha, None
+        torch.manual_seed(derive_seed(seed, epoch, step, rank, 3))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = correct = torch.zeros((), device=device)
+        if alpha:  # of all images, so that the micro-batch's size does not decide on the pairs
+            images = self.epoch_images.compute(inputs, params)
+            pairs_seed = derive_seed(seed, epoch, step, rank, 5)
+            mixed, targets = optimisation.mix_pairs(images, targets, alpha=alpha, seed=pairs_seed)
+        # Every rank takes equally many parts, as SyncBatchNorm's forward pass is a collective.
+        largest, smallest = -(-batch_clips // world_size), batch_clips // world_size
+        for part in split_evenly(len(inputs), min(-(-largest // size), smallest)):
+            images = mixed[part] if alpha else self.epoch_images.compute(inputs[part], params[part])
+            images = images.to(memory_format=torch.channels_last)
+            more = part.stop < len(inputs) and world_size > 1
+            with self.ddp_net.no_sync() if more else contextlib.nullcontext():
+                with autocast(device, self.amp_dtype):
+                    logits = self.compiled_net(images)  # (size, classes)
+                part_loss = self.loss(logits.float(), targets[part])
+                # The mean is over the batch of all ranks, of which DDP averages the gradients.
+                self.scaler.scale(part_loss * world_size / batch_clips).backward()
+            loss = loss + part_loss.detach()
+            correct = correct + (logits.argmax(1) == labels[part]).sum()
+        return loss, correct, self._optimizer_step()
 
     def _optimizer_step(self):
         """Clips the gradients and takes the optimiser's step; returns their norm before that.
@@ -322,6 +319,16 @@ class Trainer:
             if self.scaler.is_enabled():
                 self.scaler.update(self.scaler.get_scale())  # forgets that gradients are unscaled
             raise
+
+    def _log_step(self, sums, batch_clips, after_step):
+        """Every LOG_EVERY_STEPS steps, a row of metrics_steps.csv for after_step()."""
+        state, every = self.state, self.settings.tracking.log_every_steps
+        steps = state.epoch * self.steps_per_epoch + state.step  # of all epochs
+        if every and steps % every == 0:
+            lr = self.optimizer.param_groups[0]["lr"]
+            row = sums.row(state.step, clips=batch_clips, learning_rate=lr)
+            state.step_history.append({"epoch": state.epoch + 1, "step": steps} | row)
+            after_step(state.step_history[-1])
 
     def on_step(self, step: int) -> None:
         """Does nothing; called after the `step`-th step of an epoch. A hook for tests and tools."""
