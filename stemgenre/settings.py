@@ -12,7 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from stemgenre.errors import UserError
 from stemgenre.setting_checks import check_together
@@ -412,9 +419,8 @@ def expected(name: str) -> str:
 
 def json_schema(name: str) -> dict[str, Any]:
     """The JSON schema of a setting: its type and range, as pydantic writes it."""
-    groups = [field.annotation for field in Settings.model_fields.values()]
-    (kind,) = (group for group in groups if name.lower() in group.model_fields)
-    return kind.model_json_schema()["properties"][name.lower()]
+    field = FIELDS[name]
+    return TypeAdapter(Annotated[field.annotation, field]).json_schema()
 
 
 def _schema_text(schema):
@@ -426,8 +432,11 @@ def _schema_text(schema):
              "string": "text", "null": "None"}  # fmt: skip
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to",
               "exclusiveMaximum": "below"}  # fmt: skip
-    limits = [f"{word} {schema[key]:g}" if isinstance(schema[key], float) else
-              f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]  # fmt: skip
+    limits = [
+        f"{word} {str(schema[key]).removesuffix('.0')}"
+        for key, word in bounds.items()
+        if key in schema
+    ]
     return " ".join([nouns[schema["type"]], *limits])
 
 
