@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.metadata
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -233,6 +234,20 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_a_warning(hostile, capl
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert all("index.html cannot be written" in text for text in warnings)
+
+
+def test_a_git_that_does_not_answer_costs_no_page(hostile, monkeypatch):
+    (page, _), run_other = hostile, subprocess.run
+
+    def run(command, **options):
+        if command[0] == "git":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return run_other(command, **options)
+
+    monkeypatch.setattr(report.shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+    page.begin(TrainState())
+    assert "git did not answer" in page.path.read_text()
 
 
 def test_an_internal_error_in_the_page_is_reported_and_costs_nothing(hostile, monkeypatch, caplog):

@@ -349,11 +349,17 @@ def _players(path, waves, features):
 
 
 def _commit():
-    """The commit of this checkout, with -dirty if files differ from it; None without git."""
+    """The commit of this checkout, with -dirty if files differ from it; None without git.
+
+    If git takes too long, a text that says so.
+    """
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+        )
+    except subprocess.TimeoutExpired:  # a file system that is slow
+        return "unknown, git did not answer"
     return done.stdout.strip() or None
