@@ -197,12 +197,7 @@ def separate_missing(
             settings.separation, sample_rate=cache.sample_rate, device=runtime.device
         )
     if to_decode:
-        decode = functools.partial(
-            decode_files, waves=cache.waves, sample_rate=cache.sample_rate, threads=threads
-        )
-        failures += _write_entries(
-            cache, part(to_decode), decode, runtime, pending=lambda: 4 * threads
-        )[0]
+        failures += _decode_into(cache, part(to_decode), threads, runtime)
     if to_separate:
         failures += _separate_into(cache, part(to_separate), separator, threads, runtime)
     if runtime.sync_stop():
@@ -227,6 +222,15 @@ def _log_counts(cache, runtime, *, of, decode, separate):
             "stems: %d of %d clips are to be separated by %s on %s into %s",
             *(separate, of, cache.model, runtime.device, cache.folder),
         )
+
+
+def _decode_into(cache, rows, threads, runtime):
+    """Decodes the clips of `rows` into the cache; returns a line for each one that failed."""
+    decode = functools.partial(
+        decode_files, waves=cache.waves, sample_rate=cache.sample_rate, threads=threads
+    )
+    failures, _ = _write_entries(cache, rows, decode, runtime, pending=lambda: 4 * threads)
+    return failures
 
 
 def _separate_into(cache, rows, separator, threads, runtime):
