@@ -13,7 +13,7 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from helpers import ROOT, give_up, tone
+from helpers import ROOT, give_up, tone, wait_until
 
 from stemgenre.data import audio, ffmpeg
 from stemgenre.errors import UserError
@@ -408,14 +408,6 @@ def fake_ffmpeg(folder, monkeypatch):
     return folder / "pid"
 
 
-def wait_until(condition):
-    for _ in range(200):
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
@@ -439,10 +431,10 @@ def test_a_decoder_ends_with_the_run(tmp_path, monkeypatch, number):
     (tmp_path / "x.m4a").write_bytes(b"no sound" * 100)
     code = "import sys\nfrom stemgenre.data import audio\naudio.decode(sys.argv[1])"
     run = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.m4a"], cwd=ROOT)
-    assert wait_until(lambda: pid.exists() and pid.read_text().strip())
+    wait_until(lambda: pid.exists() and pid.read_text().strip())
     run.send_signal(number)
     run.wait()
-    assert wait_until(lambda: not is_alive(int(pid.read_text())))
+    wait_until(lambda: not is_alive(int(pid.read_text())))
 
 
 def test_running_out_of_memory_is_that_files_error(tmp_path, monkeypatch):
