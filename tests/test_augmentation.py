@@ -299,6 +299,23 @@ def test_an_epoch_swaps_each_stem_for_the_same_one_of_the_same_genre(numbered_cl
     assert 10 < swapped < 38, "half of 48 stems"
 
 
+def test_each_clip_has_its_own_stems_swapped_by_its_index_in_the_table(numbered_clips):
+    loader, clips = numbered_clips
+
+    def swapped(table):
+        """{index of a clip: which of its stems are swapped}."""
+        found = swapped_stems(loader, table, [range(12)])
+        return {
+            table.index[row]: tuple(
+                round(sample - stem / 10) != table.index[row] for stem, sample in enumerate(samples)
+            )
+            for row, samples in found.items()
+        }
+
+    assert len(set(swapped(clips).values())) > 4, "of 15 choices"
+    assert swapped(clips) == swapped(clips[::-1])
+
+
 def test_swaps_do_not_depend_on_the_batches(numbered_clips):
     whole = swapped_stems(*numbered_clips, [range(12)])
     assert whole == swapped_stems(*numbered_clips, [[5, 3], [0, 1, 2, 4], [11, 10, 9, 8, 7, 6]])

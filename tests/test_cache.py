@@ -319,6 +319,15 @@ def test_an_entry_that_was_checked_before_is_not_trusted_once_it_has_changed(
         assert not again.is_current("train_0", source)
 
 
+def test_an_entry_that_was_found_to_be_another_files_stays_so(cache, source, monkeypatch):
+    """A run that is stopped before it separates the clip again leaves it to the next one."""
+    monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
+    cache.write("train_0", noise(), source)
+    rewrite(source, source.read_bytes()[::-1])
+    for again in (cache, cache, StemCache(cache.folder, model="htdemucs", sample_rate=SR)):
+        assert not again.is_current("train_0", source)
+
+
 def test_stems_of_a_file_that_changed_after_it_was_hashed_are_separated_again(cache, source):
     digest = cache.hash_source(source)  # before it is decoded
     source.write_bytes(source.read_bytes() + b"still being unpacked")
@@ -632,15 +641,21 @@ def test_a_failing_write_leaves_the_old_entry_and_no_other_file(cache, source):
 
 
 @pytest.mark.parametrize("section", [None, lambda length: (5, 9)])
-def test_damage_to_an_entry_that_was_already_read_is_noticed(cache, source, monkeypatch, section):
+@pytest.mark.parametrize("old_time", [False, True])
+def test_damage_to_an_entry_that_was_already_read_is_noticed(
+    cache, source, monkeypatch, section, old_time
+):
     monkeypatch.setattr(source_hashes, "SETTLED_SECONDS", -1.0)
     cache.write("train_0", noise(), source)
     stems = cache.read("train_0", section=section)
     assert np.array_equal(cache.read("train_0", section=section), stems)
+    before = cache.path("train_0").stat()
     time.sleep(0.05)  # so that the file's times change
     with cache.path("train_0").open("r+b") as file:
         file.seek(1200)  # among the values of the second stem
         file.write(b"\x55")
+    if old_time:  # as a copy of a damaged disk may have it
+        os.utime(cache.path("train_0"), ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(CacheError, match="Bad CRC-32"):
         cache.read("train_0", section=section)
 
@@ -680,6 +695,19 @@ def test_a_damaged_entry_gives_no_block(cache, source):
         next(cached_blocks(cache.path("train_0"), samples=10))
     with pytest.raises(CacheError, match="it was removed, run again to separate the clip"):
         next(cache.blocks("train_0", samples=10))
+    assert not cache.is_current("train_0", source)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_file_that_came_in_blocks_is_stored_with_its_hash_and_precision(cache, source, blocks):
+    digest = cache.hash_source(source)
+    rewrite(source, source.read_bytes()[::-1])  # after it was decoded
+    writer = EntryWriter(cache, "train_0", source, source_sha256=digest)
+    for _ in range(blocks):
+        writer.add(torch.ones(4, 100, dtype=torch.float16))
+    writer.finish("float16")
+    assert cache.read("train_0").shape == (4, 100 * blocks)
+    assert read_meta(cache.path("train_0"))["precision"] == "float16"
     assert not cache.is_current("train_0", source)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 
+import pandas as pd
 import pytest
 import torch
 from helpers import run_with_full_disk
@@ -180,6 +181,44 @@ def settings(folder, *overrides):
     return load_settings([f"OUTPUT_DIR={folder}", *overrides])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "SEED=7", "TEST_SIZE=0.2", "BATCH_SIZE=7", "FREEZE_STAGES=3", "TRAIN_FIRST_CONV=True",
+        "FROZEN_BATCHNORM=fixed", "BACKBONE=efficientnet_b0", "LR_DECAY_PER_STAGE=0.5",
+        "EMA_DECAY=0.9", "SEPARATION_MODEL=htdemucs_ft", "IMG_SIZE=96", "CHANNELS=drums",
+        "CLIP_SECONDS=7", "DB_REFERENCE=stem",
+    ],
+)  # fmt: skip
+def test_a_run_with_another_setting_of_its_data_or_network_does_not_resume(word, tmp_path):
+    clips = pd.DataFrame({"clip": ["a", "b"]})
+    saved, current = (
+        checkpoint.run_signature(
+            settings(tmp_path, *words), clips, label_names=["x", "y"], label_ids=[0, 1]
+        )
+        for words in ((), (word,))
+    )
+    checkpoint.check_signature("x.pth", saved, saved)
+    with pytest.raises(UserError, match="x.pth does not fit this run"):
+        checkpoint.check_signature("x.pth", saved, current)
+
+
+def test_a_run_on_other_clips_or_labels_does_not_resume(tmp_path):
+    def signature(clips=("a", "b"), names=("x", "y"), ids=(0, 1)):
+        table = pd.DataFrame({"clip": clips})
+        return checkpoint.run_signature(
+            settings(tmp_path), table, label_names=list(names), label_ids=list(ids)
+        )
+
+    saved = signature()
+    checkpoint.check_signature("x.pth", saved, signature(clips=("b", "a")))
+    for other in (
+        signature(clips=("a", "c")), signature(names=("y", "x")), signature(ids=(0, 2)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="x.pth does not fit this run"):
+            checkpoint.check_signature("x.pth", saved, other)
+
+
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"there is no checkpoint .*checkpoint\.pth"):
         checkpoint.load_resume_checkpoint(
@@ -278,3 +317,15 @@ def test_starting_from_scratch_puts_an_earlier_runs_checkpoint_aside_and_says_so
     checkpoint.set_aside(path)
     assert not caplog.messages
     assert checkpoint.load_resume_checkpoint(settings(path.parent), SIGNATURE) is None
+
+
+def test_a_runs_first_checkpoint_replaces_all_of_an_earlier_run_and_later_ones_keep_one(path):
+    previous, older = (path.with_name(f"checkpoint.{name}.pth") for name in ("previous", "older"))
+    checkpoint.set_aside(path)
+    previous.write_bytes(b"of an earlier run")
+    checkpoint.save_run(path, {"run_id": "1"}, first=True)
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pth"]
+    first = path.read_bytes()
+    checkpoint.save_run(path, {"run_id": "2"}, first=False)
+    assert previous.read_bytes() == first and not older.exists()
+    assert checkpoint.load(path, "checkpoint")["run_id"] == "2"

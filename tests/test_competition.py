@@ -159,6 +159,52 @@ def test_masters_may_include_the_folder(data):
     assert [path.name for path in load(data).train["path"]] == ["train_0.wav", "train_1.wav"]
 
 
+def test_a_folder_in_a_table_says_which_of_two_files_of_one_name_is_meant(tmp_path):
+    put_audio(*(tmp_path / place for place in ("a/1.wav", "b/1.wav", "test/1.wav", "test/2.wav")))
+    rows = [("file_name", "label_id"), ("b/1.wav", 0), ("a/1.wav", 1)]
+    put_table(tmp_path / "train_master.tsv", rows)
+    put_table(tmp_path / "label_master.tsv", [("label_name", "label_id"), ("x", 0), ("y", 1)])
+    put_table(tmp_path / "sample_submit.tsv", [("test/1.wav", 0), ("test/2.wav", 0)])
+    found = load(tmp_path)
+    for table in (found.train, found.test):
+        for name, path in zip(table["file_name"], table["path"], strict=True):
+            assert path == tmp_path / name
+    put_table(tmp_path / "train_master.tsv", [*rows, ("c/1.wav", 1)])
+    with pytest.raises(UserError, match=r"1 clips of .* have no audio .*: c/1\.wav"):
+        load(tmp_path)
+
+
+def test_a_training_and_a_test_clip_of_one_name_do_not_share_an_entry_of_the_cache(tmp_path):
+    names = [f"{folder}/{n}.wav" for folder in ("train", "test") for n in (1, 2)]
+    put_audio(*(tmp_path / name for name in names))
+    rows = [("file_name", "label_id"), *((name, n) for n, name in enumerate(names[:2]))]
+    put_table(tmp_path / "train_master.tsv", rows)
+    put_table(tmp_path / "label_master.tsv", [("label_name", "label_id"), ("x", 0), ("y", 1)])
+    put_table(tmp_path / "sample_submit.tsv", [(name, 0) for name in names[2:]])
+    found = load(tmp_path)
+    assert len({*found.train["clip"], *found.test["clip"]}) == 4
+
+
+def test_two_files_of_one_name_are_compared_by_their_content(data):
+    """Not by size and time: unpacking can give both to all files."""
+    put_masters(data)
+    original, copy = data / "train_sound_1" / "train_0.wav", data / "copy" / "train_0.wav"
+    copy.parent.mkdir()
+    copy.write_bytes(original.read_bytes()[::-1])
+    for path in (original, copy):
+        os.utime(path, (1e9, 1e9))
+    with pytest.raises(UserError, match=r"train_0\.wav is ambiguous"):
+        load(data)
+
+
+def test_without_sample_submit_no_training_clip_is_predicted(tmp_path):
+    """Its folder may be called testing, as it may hold all clips."""
+    put_audio(*(tmp_path / "testing" / name for name in [name for name, _ in TRAIN] + TEST))
+    put_masters(tmp_path)
+    (tmp_path / "sample_submit.tsv").unlink()
+    assert load(tmp_path).test["file_name"].tolist() == sorted(TEST, key=natural_key)
+
+
 @pytest.mark.parametrize("text", ["7", "7.0", " 7 ", "007", "7e0", "+7"])
 def test_a_label_id_may_be_any_notation_of_an_integer(data, text):
     put_masters(data)

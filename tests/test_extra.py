@@ -221,6 +221,17 @@ def test_confident_test_clips_get_soft_labels(load, tmp_path, caplog):
     assert load(f"PSEUDO_LABELS={path}").extra.empty
 
 
+def test_extra_clips_and_pseudo_labelled_ones_are_told_apart(load, tmp_path):
+    """By their indices, on which the augmentation of a clip depends."""
+    put(tmp_path / "more" / "blues" / "a.wav", noise(100))
+    path = tmp_path / "test_probabilities.csv"
+    put_probabilities(path, [(name, 0.01, 0.99) for name in TEST])
+    competition = load(f"EXTRA_DATA={tmp_path / 'more'}", f"PSEUDO_LABELS={path}")
+    clips = with_extra(competition.train, competition.extra)
+    assert len(clips) == 7 and clips.index.is_unique
+    assert competition.extra["target"].tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

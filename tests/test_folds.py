@@ -15,9 +15,17 @@ from stemgenre import Classifier
 from stemgenre.data.split import split_folds
 from stemgenre.errors import UserError
 from stemgenre.report import report
-from stemgenre.settings import load_settings
+from stemgenre.settings import FeatureSettings, load_settings
 from stemgenre.training import checkpoint
 from stemgenre.training.inference import average_logits, load_models
+from stemgenre.training.members import (
+    MemberResult,
+    combine,
+    members_to_resume,
+    plan_members,
+    score,
+)
+from stemgenre.training.model import GenreNet
 
 GENRES = ["blues", "jazz", "rock"]
 FOLDS = ("FOLDS=3", "EPOCHS=1", "BATCH_SIZE=8")
@@ -64,6 +72,59 @@ def test_too_few_clips_or_groups_are_named(counts, groups, message):
     with pytest.raises(UserError, match=message) as caught:
         folds_of(table(*counts), groups=None if groups is None else np.array(groups))
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_any_fold_that_does_not_fit_is_refused_before_any_training(tmp_path):
+    words = [f"OUTPUT_DIR={tmp_path}", "FOLDS=3", "RESUME_FROM_CHECKPOINT=True"]
+    labels = {"label_names": GENRES, "label_ids": [0, 1, 2]}
+    members = plan_members(load_settings(words), folds_of(table(9, 9, 9)), **labels)
+
+    def save(member, **changes):
+        content = {"run_id": "a", "run_signature": member.run_signature | changes}
+        content |= {"train_state": {}, "weights": {}, "best_weights": {}}
+        content["channel_stats"] = ([-40.0] * 4, [10.0] * 4)
+        member.checkpoint_path.parent.mkdir(exist_ok=True)
+        checkpoint.save(member.checkpoint_path, "checkpoint", content)
+
+    for member in members[:2]:
+        save(member)
+    assert members_to_resume(members) == members[:2]
+    save(members[1], SEED=7)
+    with pytest.raises(UserError, match=r"fold_2.checkpoint\.pth does not fit this run"):
+        members_to_resume(members)
+
+
+def test_a_clips_prediction_is_the_mean_of_the_networks_that_held_it_out(tmp_path):
+    settings = load_settings([f"OUTPUT_DIR={tmp_path}", "FOLDS=3", "SEEDS=2"])
+    labels = {"label_names": GENRES, "label_ids": [0, 1, 2]}
+    clips = table(5, 5, 5)
+    members = plan_members(settings, folds_of(clips), **labels)
+    assert [member.run_signature["SEED"] for member in members] == [42] * 3 + [43] * 3
+    generator = torch.Generator().manual_seed(0)
+    results = [
+        MemberResult(
+            member, checkpoint.TrainState(), torch.randn(len(member.valid), 3, generator=generator),
+            torch.randn(4, 3, generator=generator),
+        )
+        for member in members
+    ]  # fmt: skip
+    found = combine(results, test_targets=np.full(4, -1))
+    pd.testing.assert_frame_equal(found.valid.drop(columns="fold"), clips)
+    for i, (fold, logits) in enumerate(zip(found.valid["fold"], found.valid_logits, strict=True)):
+        held_out = [result for result in results if i in result.member.valid.index]
+        assert {result.member.fold for result in held_out} == {fold} and len(held_out) == 2
+        rows = [each.valid_logits[each.member.valid.index.get_loc(i)] for each in held_out]
+        torch.testing.assert_close(logits.softmax(0), torch.stack(rows).softmax(1).mean(0))
+    expected = torch.stack([result.test_logits for result in results]).softmax(2).mean(0)
+    torch.testing.assert_close(found.test_logits.softmax(1), expected)
+    correct = found.valid_logits.argmax(1).numpy() == clips["target"]
+    assert found.valid_score.accuracy == pytest.approx(correct.mean())
+
+
+def test_every_genre_counts_the_same_in_the_macro_f1():
+    found = score(np.array([0, 0, 0, 1, -1]), torch.eye(2)[[0, 0, 0, 0, 1]])
+    assert (found.clips, found.accuracy) == (4, 0.75)
+    assert found.macro_f1 == pytest.approx((6 / 7 + 0) / 2)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +196,32 @@ def test_models_of_the_mix_and_of_stems_are_not_averaged(folds_run, tmp_path):
         Classifier.load(folds_run / "best_model.pth", tmp_path / "mix.pth", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"features": {"sr": 11025}}, "SR differ"),
+        ({"features": {"clip_seconds": 7.0}}, "CLIP_SECONDS differ"),
+        ({"separation_model": "mdx"}, "SEPARATION_MODEL differ"),
+        ({"label_ids": [1, 0]}, "genres differ"),
+    ],
+    ids=str,
+)
+def test_models_that_see_other_stems_or_windows_are_not_averaged(changes, named, tmp_path):
+    features = FeatureSettings.from_config().model_dump()
+    content = {
+        "backbone": "cnn", "weights": GenreNet(2, backbone="cnn").state_dict(),
+        "label_ids": [0, 1], "label_names": ["a", "b"], "separation_model": "htdemucs",
+        "features": features, "channel_stats": ([0.0] * 4, [1.0] * 4),
+    }  # fmt: skip
+    paths = [tmp_path / name for name in ("one.pth", "same.pth", "other.pth")]
+    other = content | changes | {"features": features | changes.get("features", {})}
+    for path, model in zip(paths, (content, content, other), strict=True):
+        checkpoint.save(path, "model", model)
+    assert len(load_models(*paths[:2], device=torch.device("cpu"))) == 2
+    with pytest.raises(UserError, match=rf"other\.pth cannot be averaged: their {named}"):
+        load_models(*paths, device=torch.device("cpu"))
+
+
 def test_the_mean_is_of_probabilities():
     logits = torch.randn(5, 3, 4)
     mean = logits.softmax(-1).mean(1)
@@ -172,11 +259,12 @@ def test_a_fresh_run_of_folds_never_resumes_an_earlier_one(folds_run, small_data
 
 
 def test_seeds_differ_and_are_averaged(small_settings):
-    out = run_training(small_settings("SEEDS=2", "EPOCHS=1"))
+    out = run_training(small_settings("SEEDS=2", "EPOCHS=1", "LR=1e-30", "MIN_LR=0"))
     first, second = (
         checkpoint.load(out / f"seed_{k}" / "best_model.pth", "model")["weights"] for k in (1, 2)
     )
-    assert not all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("features.0.0.weight", "classifier.4.weight"):  # as they were initialised
+        assert not torch.allclose(first[name], second[name]), name
     assert len(load_models(out / "best_model.pth", device=torch.device("cpu"))) == 2
     assert (out / "valid_predictions.csv").is_file()
     assert not (out / "oof_predictions.csv").exists()

@@ -180,6 +180,30 @@ def test_masks_set_their_band_to_the_mean():
     assert (image == 0).float().mean() < 0.25
 
 
+def test_a_frequency_mask_needs_no_time_mask():
+    image = Frontend(FEATURES, device=CPU)(
+        [torch.tensor(synthesise("metal"))], [AugmentParams(frequency_mask=(0.25, 0.5))]
+    )[0]
+    assert (image[:, 24:72] == 0).all()
+    assert (image[:, :24] != 0).any() and (image[:, 72:] != 0).any()
+
+
+def test_a_small_image_shows_the_mean_of_what_it_has_no_pixels_for():
+    stems = torch.tensor(synthesise("metal"))
+    small = Frontend(FEATURES.model_copy(update={"img_size": 8}), device=CPU)
+    image, db = small([stems], [NO_AUGMENT])[0], small.log_mel(stems)
+    assert image.shape == (4, 8, 8)
+    assert (image.mean((1, 2)) - db.mean((1, 2))).abs().max() < 0.5
+
+
+def test_the_image_of_a_faster_tempo_is_filled_with_what_follows():
+    frontend = Frontend(FEATURES, device=CPU)
+    stems = torch.tensor(synthesise("metal")).repeat(1, 2)
+    image = frontend([stems], [AugmentParams(rate=1.2)])[0]
+    assert frontend.needed_samples(AugmentParams(rate=1.2)) == pytest.approx(1.2 * 3 * SR, rel=0.01)
+    assert image[:, :, -12:].amax() > -40, "not padded"
+
+
 def test_a_shift_fills_with_zeros():
     waves = torch.arange(1.0, 6).repeat(4, 1)
     for samples, expected in (
@@ -242,6 +266,13 @@ def test_complete_silence_is_at_the_floor_as_padding_is(changes):
     assert (log_mel(stems, **changes)[0] == -80).all()
     noisy = log_mel(stems, AugmentParams(noise_db=30.0, noise_seed=1), **changes)
     assert (noisy[0] == -80).all()
+
+
+def test_the_residue_of_a_silent_stem_is_not_blown_up_beside_itself():
+    """What Demucs leaves in the vocals of an instrumental: with "stem", its own reference."""
+    stems = synthesise("metal").copy()
+    stems[0] = 2e-7 * np.random.default_rng(0).standard_normal(stems.shape[1])
+    assert (log_mel(stems, db_reference="stem")[0] == -80).all()
 
 
 def test_silent_parts_are_at_the_floor_of_any_top_db():

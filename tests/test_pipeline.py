@@ -24,9 +24,12 @@ from helpers import (
 
 from stemgenre import Classifier
 from stemgenre.errors import Interrupted, UserError
+from stemgenre.runtime import Runtime, StopRequest
+from stemgenre.separation.cache import open_cache
 from stemgenre.settings import load_settings
 from stemgenre.training import backbones, checkpoint, trainer
 from stemgenre.training.checkpoint import TrainState
+from stemgenre.training.inference import compute_channel_stats
 from stemgenre.training.stem_loader import StemLoader, check_batch_size
 from stemgenre.training.trainer import Trainer
 
@@ -50,6 +53,18 @@ def test_a_run_leaves_metrics_a_summary_and_models(finished_run):
     assert 0 <= summary["test_accuracy"] <= 1
     assert set(summary["seconds"]) == {"separation", "channel statistics", "training", "prediction"}
     assert not list(finished_run.glob("*.part"))
+
+
+def test_validation_clips_have_no_part_in_the_channel_statistics(finished_run, small_settings):
+    saved = checkpoint.load(finished_run / "checkpoint.pth", "checkpoint")
+    settings, cpu = small_settings(), torch.device("cpu")
+    expected = compute_channel_stats(
+        StemLoader(open_cache(settings), threads=2, device=cpu, device_cache=0.0),
+        pd.DataFrame({"clip": saved["run_signature"]["training clips"]}),
+        features=settings.features,
+        runtime=Runtime(cpu, 0, 1, StopRequest()),
+    )
+    assert np.array(saved["channel_stats"]) == pytest.approx(np.array(expected))
 
 
 @pytest.mark.parametrize("channels", ["mix", "other,bass"])

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import librosa
 import numpy as np
@@ -261,6 +262,20 @@ def test_bad_clips_are_all_named_and_the_good_ones_stay_cached(separate, tmp_pat
     assert "2 clips" in str(error.value)
     assert separate.cache.read("good").shape == separate.cache.read("fine").shape
     assert {path.name for path in separate.cache.folder.glob("*.npz")} == {"good.npz", "fine.npz"}
+
+
+def test_a_disk_without_room_for_the_stems_is_named_before_any_work(
+    separate, tmp_path, monkeypatch
+):
+    clips = clips_in(tmp_path, one=noise(1, 1)[0].numpy())  # two seconds
+    needed, free = 2 * 11025 * 4 * 2, []
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free[-1]))
+    free.append(needed - 1)
+    with pytest.raises(UserError, match="needs 0.2 MB, 0.2 MB are free; free disk space or set"):
+        separate(clips)
+    assert not list(separate.cache.folder.glob("*.npz"))
+    free.append(needed)
+    assert separate(clips).read("one").shape == (4, 22050)
 
 
 def test_a_second_run_does_only_what_is_missing(separate, tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stemgenre.data.split import load_groups, number_groups, split_clips, write_groups
+from stemgenre.data.split import (
+    load_groups,
+    make_splits,
+    number_groups,
+    split_clips,
+    split_folds,
+    write_groups,
+)
 from stemgenre.errors import UserError
 from stemgenre.settings import load_settings
 
@@ -54,6 +61,7 @@ def test_every_genre_of_few_clips_is_on_both_sides():
         ([100, 100, 2], 0.5),
         ([300, 2, 2], 0.01),
         ([2, 2, 300], 0.9),
+        ([2, 2, 2], 0.9),
     ],
 )
 def test_a_rare_genre_is_on_both_sides_for_every_seed(counts, test_size):
@@ -171,6 +179,30 @@ def test_groups_and_recordings_that_have_a_clip_in_common_are_one_group(
     clips = in_groups("Can", None, None, "Neu!", "Can", None)
     write(tmp_path, clips.drop(columns="group"), [0, 1, 2, 2, 4, 4])
     assert load_groups(settings, clips, hash_source=hash_of).tolist() == [0, 1, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("by", ["the column group", "recordings"])
+def test_a_run_keeps_groups_on_one_side(folds, by, tmp_path):
+    groups = np.arange(24) // 4
+    clips = table((groups % 2).tolist())
+    words = [f"EDA_DIR={tmp_path}", f"FOLDS={folds}", "TEST_SIZE=0.3"]
+    if by == "recordings":
+        write(tmp_path, clips, groups)
+        words.append("SPLIT_BY_GROUP=True")
+    else:
+        clips["group"] = [f"album {group}" for group in groups]
+    splits = make_splits(load_settings(words), clips, GENRES, hash_source=hash_of)
+    assert len(splits) == folds
+    for train, valid in splits:
+        assert len(train) + len(valid) == 24 and len(valid)
+        assert not set(groups[train.index]) & set(groups[valid.index])
+
+
+def test_a_fold_that_would_train_without_a_genre_is_refused():
+    clips, groups = table([0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 2, 2])
+    with pytest.raises(UserError, match=r"too unequal for FOLDS=2: .* all of a genre's"):
+        split_folds(clips, folds=2, seed=0, label_names=GENRES, groups=groups)
 
 
 def test_groups_are_not_read_unless_asked_for(tmp_path):

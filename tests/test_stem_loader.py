@@ -122,6 +122,32 @@ def test_stems_that_do_not_fit_the_gpu_stay_on_the_cpu_and_none_are_kept(cache, 
     assert not loader.drop_gpu_cache(), "what was kept has been given back"
 
 
+def test_stems_that_stay_on_the_gpu_are_cut_as_those_on_the_disk_and_within_their_budget(cache):
+    loader = StemLoader(cache, threads=1, **ON_CPU)
+    loader.budget_bytes = 1000  # of the 400 and more that a clip takes
+    for _ in range(2):
+        for i in range(10):
+            stems = loader.read(f"train_{i}", section=lambda length: (10, length - 5))
+            assert torch.equal(stems, torch.full((4, 35 + i), i / 16, dtype=torch.float16))
+    assert [*loader.gpu_cache] == ["train_0", "train_1"]
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1e9])  # windows read in parts, and at once
+def test_stems_of_a_clip_that_is_now_another_file_are_refused(
+    cache, tmp_path, monkeypatch, whole_bytes
+):
+    monkeypatch.setattr(stem_loader, "WHOLE_BYTES", whole_bytes)
+    (tmp_path / "clip.au").write_bytes(b"y")  # another run's entries of clips of these names
+    loader = StemLoader(cache, threads=1, **ON_CPU)
+    clips = table(0, 0).assign(path=tmp_path / "clip.au")
+    for read in (
+        loader.batches(clips, [np.array([1])], section=whole),
+        loader.windows(clips, [1], samples=40, overlap=2),
+    ):
+        with pytest.raises(CacheError, match="train_1.* was not made from .*clip.au as it is now"):
+            list(read)
+
+
 def test_a_swapped_stem_is_as_long_as_the_others(cache):
     """Each clip takes as much of its partner as its own tempo needs."""
     clips = table(*[0] * 10)[1:]  # the first one's stems are zeros

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ def test_the_submission_mirrors_sample_submit(data, monkeypatch, name, sample, e
     assert submit(data) == expected
 
 
+def test_genres_whose_names_are_numbers_are_submitted_by_their_ids(data):
+    (data / "label_master.csv").write_text("label_name,label_id\n42,7\n7,0\n0,42\n")
+    (data / "sample_submit.csv").write_text("test_0.wav,0\ntest_2.wav,7\n")
+    assert submit(data) == "test_0.wav,42\ntest_2.wav,0\n"
+
+
 def test_without_sample_submit_all_clips_are_in_natural_order(data):
     assert submit(data) == "test_0.wav,42\ntest_2.wav,0\ntest_10.wav,7\n"
 
@@ -177,6 +184,15 @@ def test_probabilities_are_in_the_order_of_the_submission(data, sample):
     ]
 
 
+def test_the_table_of_an_earlier_run_with_folds_does_not_stay_beside_another(data):
+    competition, older = load(data), data / "oof_predictions.csv"
+    older.write_text("of an earlier run")
+    result = result_of(competition, competition.train[:1], torch.zeros(1, 3), torch.zeros(3, 3))
+    write_probabilities(data, competition, predictions_of(competition, result))
+    assert (data / "valid_predictions.csv").is_file()
+    assert not older.exists()
+
+
 def test_without_test_clips_their_table_of_probabilities_has_no_rows(data):
     competition = load(data)
     without_test = dataclasses.replace(competition, test=competition.test[:0])
@@ -216,3 +232,11 @@ def test_the_summary_has_the_results_of_the_run(data, test_labels, accuracy):
         "valid_loss": 0.5,
         "clips": {"train": 2, "valid": 1, "test": 3},
     }
+
+
+def test_the_seconds_of_all_networks_add_up():
+    summary = Summary()
+    for _ in range(3):
+        with summary.stage("training"):
+            time.sleep(0.01)
+    assert summary.seconds["training"] >= 0.03

@@ -27,6 +27,14 @@ def test_a_training_window_is_anywhere_in_a_long_clip_and_a_pure_function():
     assert windows_of(1000) != windows_of(1000, epoch=1)
 
 
+def test_another_seed_sees_other_windows():
+    """So that the networks of several SEEDS differ in what they have seen."""
+    windows = [
+        random_window(1000, 100, needed=100, seed=seed, epoch=0, clip_index=3) for seed in range(20)
+    ]
+    assert len(set(windows)) > 15
+
+
 @pytest.mark.parametrize("length", [30, 100, 110])
 def test_a_clip_up_to_a_tenth_longer_is_one_window_its_beginning(length):
     assert set(windows_of(length)) == {(0, min(length, 100))}
