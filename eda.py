@@ -73,7 +73,7 @@ def run_eda(settings, runtime, *, make_demo=False) -> None:
         stopped=runtime.sync_stop,
     )
     if runtime.sync_stop():
-        raise runtime.interrupted()
+        raise runtime.interrupted("stopped; the same command goes on from what it has cached")
     stem_stats = compute_stem_stats(
         summary.readable("train"),
         cache,
@@ -85,7 +85,7 @@ def run_eda(settings, runtime, *, make_demo=False) -> None:
         stopped=runtime.sync_stop,
     )
     if runtime.sync_stop():
-        raise runtime.interrupted()
+        raise runtime.interrupted("stopped; the same command goes on from what it has cached")
     write_tables(folder, summary, stem_stats)
     write_page(folder / "index.html", summary, stem_stats, features)
     log_summary(summary)

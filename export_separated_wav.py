@@ -96,12 +96,19 @@ def _check_inside(out, clip, stems, path):
 
 
 def _entry_path(cache, name):
-    path = Path(name) if name.endswith(".npz") else cache.path(name)
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; python export_separated_wav.py without a name exports all"
-        )
-    return path
+    """The entry of a clip by its name, its file name in the tables, or the entry's own path."""
+    if name.endswith(".npz"):
+        paths = [Path(name)]
+    else:
+        paths = [cache.path(name), cache.path(Path(name).stem)]
+    for path in paths:
+        if path.is_file():
+            return path
+    if not any(cache.folder.glob("*.npz")):
+        raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
+    raise UserError(
+        f"{paths[0]} does not exist; python export_separated_wav.py without a name exports all"
+    )
 
 
 def export_clip(

@@ -56,8 +56,10 @@ def main() -> None:
     parser.add_argument("--stems", type=Path, help="folder that keeps the separated stems")
     args = parser.parse_intermixed_args()
     # Whatever follows `--model a.pth` and is no model file is what to predict, or KEY=VALUE.
-    models = [word for i, word in enumerate(args.model or ()) if not i or word.endswith(".pth")]
-    words, files = cli.split_words([*args.files, *(w for w in args.model or () if w not in models)])
+    given = args.model or []
+    suffixes = {".pth", *(Path(word).suffix for word in given[:1])} - {""}
+    models = [w for i, w in enumerate(given) if not i or Path(w).suffix in suffixes]
+    words, files = cli.split_words([*args.files, *(w for w in given if w not in models)])
     settings = cli.parse_settings(words)
     given = settings_given(words)
     if args.out and not args.timeline:

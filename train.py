@@ -76,7 +76,8 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
 
     paths, features, train = settings.paths, settings.features, settings.train
     tracking = Tracking(settings, runtime)
-    log_device(runtime, quick_recipe="" if make_demo else "recipes/quick.py")
+    is_quick = make_demo or settings.model.backbone == "cnn"
+    log_device(runtime, quick_recipe="" if is_quick else "recipes/quick.py")
     cache = open_cache(settings)
     hash_source = once_each(cache.hash_source)
     check_shared_folders(paths.output(""), cache.folder, runtime=runtime)
@@ -101,7 +102,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     splits = make_splits(
         settings, competition.train, competition.label_names, hash_source=hash_source
     )
-    splits = [(with_extra(part, competition.extra), valid) for part, valid in splits]
+    splits = [(with_extra(part, valid, competition.extra), valid) for part, valid in splits]
     members = plan_members(settings, splits, **labels)
     begun = members_to_resume(members)
     fewest = min(len(member.train) for member in members)
@@ -137,9 +138,12 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
             cli.log.info("network %d of %d: %s", number, len(members), member.name)
             overview.show_networks(members, results)
         resuming = member in begun
+        again = "RESUME_FROM_CHECKPOINT=True" if begun or results else "the same command"
         with tracking.network(member.name, member.settings.paths.output("")) as tracker:
             results.append(
-                train_network(member, competition, loader, runtime, summary, resuming, tracker)
+                train_network(
+                    member, competition, loader, runtime, summary, resuming, again, tracker
+                )
             )
 
     # 5  networks -> submit.csv
@@ -164,7 +168,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
 
 
 def train_network(
-    member, competition, loader, runtime, summary, resuming, tracker
+    member, competition, loader, runtime, summary, resuming, again, tracker
 ) -> "MemberResult":
     """The MemberResult of one network: trained, and its validation and test clips predicted."""
     from stemgenre.features.log_mel import Frontend
@@ -186,7 +190,7 @@ def train_network(
             channel_stats = saved["channel_stats"]
         else:
             channel_stats = compute_channel_stats(
-                loader, member.train, features=settings.features, runtime=runtime
+                loader, member.train, features=settings.features, runtime=runtime, again=again
             )
     frontend = Frontend(settings.features, device=runtime.device, channel_stats=channel_stats)
 
@@ -236,6 +240,7 @@ def train_network(
                 micro_batch=trainer.micro_batch,
                 amp_dtype=trainer.amp_dtype,
                 runtime=runtime,
+                may_stop=True,
             )
             for clips in (member.valid, competition.test)
         )

@@ -16,6 +16,7 @@ import tokenize
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -47,6 +48,12 @@ class _Parser(argparse.ArgumentParser):
         settings = settings_help()
         self.epilog = f"settings, from config.py; KEY=VALUE sets one for this run:\n{settings}"
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with a message; of a setting that is given as an option, how it is given."""
+        if found := re.search("--([A-Z][A-Z0-9_]*=[^ ]*)", message):
+            message = f"a setting has no dashes: {found[1]}"
+        super().error(message)
 
 
 def parse_settings(words: list[str], *, demo: bool = False) -> Settings:
@@ -278,6 +285,7 @@ def _exit_code(main):
         log.error("not enough memory; close other programs, or set NUM_THREADS=1")
         return 2
     except Interrupted as stopped:
+        log.info("%s", stopped)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         log.error("stopped immediately")

@@ -1,7 +1,6 @@
 """The ways a run ends early that are no internal error."""
 
 import re
-import signal
 
 CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # in a name: terminals obey it
 
@@ -15,10 +14,13 @@ class ClipError(UserError):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived and the current state is saved. Exits with 128 + the signal."""
+    """SIGINT or SIGTERM arrived and the current state is saved. Exits with 128 + the signal.
 
-    def __init__(self, signal_number: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+    Its message, what is kept and how to go on, is shown as one line.
+    """
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
         self.signal_number = signal_number
 
 

@@ -70,9 +70,9 @@ class Runtime:
         (self.stop.signal_number,) = self.all_reduce_max(self.stop.signal_number)
         return bool(self.stop.signal_number)
 
-    def interrupted(self) -> Interrupted:
-        """The exception that ends a run whose stop was requested."""
-        return Interrupted(self.stop.signal_number)
+    def interrupted(self, message: str = "stopped") -> Interrupted:
+        """The exception that ends a run whose stop was requested; see Interrupted."""
+        return Interrupted(self.stop.signal_number, message)
 
 
 class StopRequest:

@@ -367,7 +367,7 @@ def parse_assignments(path: Path) -> list[tuple[str, ast.Assign]]:
 
 def _parse_override(word):
     """{SETTING: value} of KEY=VALUE: a literal, or the text itself where text is expected."""
-    name, separator, text = word.partition("=")
+    name, separator, text = (part.strip() for part in word.partition("="))
     if not separator:
         raise UserError(f"{word!r} is not KEY=VALUE; write for example IMG_SIZE=300")
     literal = text.capitalize() if text.lower() in ("true", "false", "none") else text

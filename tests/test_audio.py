@@ -331,8 +331,20 @@ def test_a_length_that_the_file_cannot_hold_is_refused_by_its_header(tmp_path):
             function(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it is empty"), (b"a text, not a sound. " * 99, "it holds no sound that can be read")],
+)
+def test_without_ffmpeg_what_is_no_sound_is_called_so(tmp_path, monkeypatch, content, said):
+    monkeypatch.setenv("PATH", "")
+    path = tmp_path / "text.mp3"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"text\.mp3 cannot be decoded: {said}"):
+        audio.decode(path)
+
+
 @needs_ffmpeg
-def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
+def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path, monkeypatch):
     """Of a variable bit rate: libsndfile takes the quiet beginning's for that of all."""
     sr, rng = 22050, np.random.default_rng(0)
     wave = np.concatenate([np.zeros(sr), rng.normal(0, 0.2, 9 * sr)])
@@ -342,6 +354,10 @@ def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
         subprocess.run([*command, "-write_xing", xing, tmp_path / name], check=True)
         wave, _ = audio.decode(tmp_path / name)
         assert wave.shape[1] / sr == pytest.approx(10, abs=0.1), name
+    monkeypatch.setenv("PATH", "")
+    assert audio.decode(tmp_path / "with.mp3")[0].shape[1] / sr == pytest.approx(10, abs=0.1)
+    with pytest.raises(UserError, match=r"without\.mp3 .* its length is unknown; install ffmpeg"):
+        audio.decode(tmp_path / "without.mp3")
 
 
 def test_the_beginning_of_a_file_can_be_decoded_alone(tmp_path, monkeypatch):

@@ -191,7 +191,7 @@ def settings(folder, *overrides):
     ],
 )  # fmt: skip
 def test_a_run_with_another_setting_of_its_data_or_network_does_not_resume(word, tmp_path):
-    clips = pd.DataFrame({"clip": ["a", "b"]})
+    clips = pd.DataFrame({"clip": ["a", "b"], "target": [0, 1]})
     saved, current = (
         checkpoint.run_signature(
             settings(tmp_path, *words), clips, label_names=["x", "y"], label_ids=[0, 1]
@@ -204,8 +204,9 @@ def test_a_run_with_another_setting_of_its_data_or_network_does_not_resume(word,
 
 
 def test_a_run_on_other_clips_or_labels_does_not_resume(tmp_path):
-    def signature(clips=("a", "b"), names=("x", "y"), ids=(0, 1)):
-        table = pd.DataFrame({"clip": clips})
+    def signature(clips=("a", "b"), names=("x", "y"), ids=(0, 1), targets=None, soft=None):
+        table = pd.DataFrame({"clip": clips, "target": targets or [clip == "b" for clip in clips]})
+        table = table.assign(soft_target=[soft, None]) if soft else table
         return checkpoint.run_signature(
             settings(tmp_path), table, label_names=list(names), label_ids=list(ids)
         )
@@ -214,9 +215,12 @@ def test_a_run_on_other_clips_or_labels_does_not_resume(tmp_path):
     checkpoint.check_signature("x.pth", saved, signature(clips=("b", "a")))
     for other in (
         signature(clips=("a", "c")), signature(names=("y", "x")), signature(ids=(0, 2)),
+        signature(targets=[1, 1]), signature(soft=[0.9, 0.1]),
     ):  # fmt: skip
         with pytest.raises(UserError, match="x.pth does not fit this run"):
             checkpoint.check_signature("x.pth", saved, other)
+    del saved[checkpoint.TARGETS]  # as in an older checkpoint
+    checkpoint.check_signature("x.pth", saved, signature(targets=[1, 1]))
 
 
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
@@ -313,19 +317,30 @@ def test_starting_from_scratch_puts_an_earlier_runs_checkpoint_aside_and_says_so
     assert path.with_name("checkpoint.older.pth").read_bytes() == content
     assert str(path.with_name("checkpoint.older.pth")) in caplog.text
     assert "RESUME_FROM_CHECKPOINT=True" in caplog.text
-    caplog.clear()
-    checkpoint.set_aside(path)
-    assert not caplog.messages
     assert checkpoint.load_resume_checkpoint(settings(path.parent), SIGNATURE) is None
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_takes_no_other_ones_place(path, caplog):
+    """As one is, that was begun by mistake: without RESUME_FROM_CHECKPOINT=True."""
+    content, older = path.read_bytes(), path.with_name("checkpoint.older.pth")
+    for run_id in ("1", "2"):
+        caplog.clear()
+        checkpoint.set_aside(path)
+        assert str(older) in caplog.text
+        checkpoint.save_run(path, {"run_id": run_id}, first=True, keep_older=True)
+        checkpoint.save_run(path, {"run_id": run_id}, first=False, keep_older=True)
+    assert older.read_bytes() == content
+    checkpoint.save_run(path, {"run_id": "2"}, first=False, keep_older=False)
+    assert not older.exists()
 
 
 def test_a_runs_first_checkpoint_replaces_all_of_an_earlier_run_and_later_ones_keep_one(path):
     previous, older = (path.with_name(f"checkpoint.{name}.pth") for name in ("previous", "older"))
     checkpoint.set_aside(path)
     previous.write_bytes(b"of an earlier run")
-    checkpoint.save_run(path, {"run_id": "1"}, first=True)
+    checkpoint.save_run(path, {"run_id": "1"}, first=True, keep_older=False)
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pth"]
     first = path.read_bytes()
-    checkpoint.save_run(path, {"run_id": "2"}, first=False)
+    checkpoint.save_run(path, {"run_id": "2"}, first=False, keep_older=False)
     assert previous.read_bytes() == first and not older.exists()
     assert checkpoint.load(path, "checkpoint")["run_id"] == "2"

@@ -89,6 +89,18 @@ def test_what_the_user_can_fix_is_one_line_without_a_traceback(runs):
     assert "a bug" in runs["internal error"][2]
 
 
+def test_a_run_that_stops_says_so(runs):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        assert runs[name][1].splitlines()[-1] == "stopped"
+
+
+def test_a_setting_that_is_given_as_an_option_is_told_how_it_is_given(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parser("").parse_intermixed_args(["--EPOCHS=3", "--BATCH_SIZE=2"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("error: a setting has no dashes: EPOCHS=3\n")
+
+
 @pytest.mark.parametrize("name", ENDINGS)
 def test_the_log_file_has_what_the_console_showed(runs, name):
     _, stdout, stderr, text = runs[name]

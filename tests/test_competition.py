@@ -205,6 +205,20 @@ def test_without_sample_submit_no_training_clip_is_predicted(tmp_path):
     assert load(tmp_path).test["file_name"].tolist() == sorted(TEST, key=natural_key)
 
 
+def test_without_sample_submit_test_clips_may_have_the_names_of_training_clips(tmp_path):
+    numbers = [("train_sound/1.wav", 7), ("train_sound/2.wav", 0)]
+    put_masters(tmp_path)
+    put_table(tmp_path / "train_master.tsv", [("file_name", "label_id"), *numbers])
+    (tmp_path / "sample_submit.tsv").unlink()
+    names = ("train_sound/1.wav", "train_sound/2.wav", "test/1.wav", "test/3.wav")
+    put_audio(*(tmp_path / name for name in names))
+    shutil.copy(tmp_path / names[1], tmp_path / "test" / "2.wav")  # no test clip, then
+    test = load(tmp_path).test
+    assert test["file_name"].tolist() == ["test/1.wav", "test/3.wav"]
+    assert test["path"].tolist() == [tmp_path / name for name in test["file_name"]]
+    assert len({*load(tmp_path).train["clip"], *test["clip"]}) == 4
+
+
 @pytest.mark.parametrize("text", ["7", "7.0", " 7 ", "007", "7e0", "+7"])
 def test_a_label_id_may_be_any_notation_of_an_integer(data, text):
     put_masters(data)

@@ -66,6 +66,7 @@ def test_without_a_name_every_clip_is_written(cache, tmp_path):
         (["train_2", "loud"], ["bass"], {"train_2/bass.wav", "loud/bass.wav"}),
         (["train_10"], ["other", "vocals"], {"train_10/other.wav", "train_10/vocals.wav"}),
         (["{folder}/train_10.npz"], ["drums"], {"train_10/drums.wav"}),
+        (["train_10.au"], ["drums"], {"train_10/drums.wav"}),
     ],
 )
 def test_only_the_named_clips_and_stems_are_written(cache, tmp_path, names, stems, expected):

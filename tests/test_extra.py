@@ -115,12 +115,12 @@ def test_extra_clips_change_nothing_for_the_others(load, tmp_path):
     assert not set(after.extra["clip"]) & {*after.train["clip"], *after.test["clip"]}
     options = {"test_size": 0.5, "seed": 1, "label_names": after.label_names}
     train, valid = split_clips(after.train, **options)
-    more = with_extra(train, after.extra)
+    more = with_extra(train, valid, after.extra)
     assert len(more) == len(train) + 1 and more.index.is_unique
     assert not set(after.extra.index) & {*train.index, *valid.index}
     assert more["clip"].tolist()[: len(train)] == train["clip"].tolist()
     assert more["target"].dtype == train["target"].dtype
-    pd.testing.assert_frame_equal(with_extra(train, before.extra), train)
+    pd.testing.assert_frame_equal(with_extra(train, valid, before.extra), train)
 
 
 def test_a_folder_of_extra_data_below_the_data_folder_is_not_the_competitions(load, data):
@@ -227,9 +227,30 @@ def test_extra_clips_and_pseudo_labelled_ones_are_told_apart(load, tmp_path):
     path = tmp_path / "test_probabilities.csv"
     put_probabilities(path, [(name, 0.01, 0.99) for name in TEST])
     competition = load(f"EXTRA_DATA={tmp_path / 'more'}", f"PSEUDO_LABELS={path}")
-    clips = with_extra(competition.train, competition.extra)
+    clips = with_extra(competition.train, competition.train[:0], competition.extra)
     assert len(clips) == 7 and clips.index.is_unique
     assert competition.extra["target"].tolist() == [0, 1, 1]
+
+
+def test_extra_clips_of_a_group_that_is_held_out_are_not_trained_on(load, tmp_path):
+    put(tmp_path / "more" / "a.wav", noise(100))
+    put(tmp_path / "more" / "b.wav", noise(101))
+    rows = [("file_name", "label_id", "group"), ("a.wav", 0, "album"), ("b.wav", 0, "")]
+    put_table(tmp_path / "more" / "train_master.csv", rows, separator=",")
+    labels = [("label_name", "label_id"), ("blues", 0), ("Jazz", 1)]
+    put_table(tmp_path / "more" / "label_master.csv", labels, separator=",")
+    competition = load(f"EXTRA_DATA={tmp_path / 'more'}")
+    train = competition.train[:2].assign(group="album")
+    valid = competition.train[2:]
+    assert len(with_extra(train, valid, competition.extra)) == 4
+    assert len(with_extra(valid, train, competition.extra)) == 3
+
+
+def test_pseudo_labels_that_the_run_itself_would_replace_are_refused(load, tmp_path):
+    path = tmp_path / "test_probabilities.csv"
+    put_probabilities(path, [(name, 0.01, 0.99) for name in TEST])
+    words = f"PSEUDO_LABELS={tmp_path / 'x' / '..' / path.name}", f"OUTPUT_DIR={tmp_path}"
+    assert "would be replaced by this run's own; set another OUTPUT_DIR" in message(load, *words)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.runtime import Runtime, StopRequest
 from stemgenre.separation.cache import open_cache
 from stemgenre.settings import load_settings
-from stemgenre.training import backbones, checkpoint, trainer
+from stemgenre.training import backbones, checkpoint, inference, trainer
 from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import compute_channel_stats
 from stemgenre.training.stem_loader import StemLoader, check_batch_size
@@ -418,6 +418,43 @@ def test_no_step_of_a_run_needs_float64_on_the_device(finished_run, small_settin
     assert len(on_device) > 30, "every clip's stems, in every stage"
     metrics, expected = run_results(out)[1], run_results(finished_run)[1]
     pd.testing.assert_frame_equal(metrics, expected, rtol=1e-3)  # the network ran on OnMps, too
+
+
+def test_a_run_stopped_while_it_predicts_is_resumed_there(
+    finished_run, small_settings, monkeypatch
+):
+    fit, epochs = Trainer.fit, []
+
+    def fit_and_stop(trainer, **options):
+        state = fit(trainer, **options)
+        signal.raise_signal(signal.SIGTERM)
+        return state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", fit_and_stop)
+        with pytest.raises(Interrupted, match="stopped while predicting: RESUME_FROM_CHECKPOINT="):
+            run_training(small_settings())
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *_: epochs.append(_))
+    out = run_training(small_settings("RESUME_FROM_CHECKPOINT=True"))
+    assert_same_run(out, run_results(finished_run))
+    assert not epochs
+
+
+@pytest.mark.parametrize(("call", "again"), [(1, "the same command"), (2, "RESUME_FROM_CHECK")])
+def test_a_run_stopped_between_two_networks_says_how_to_keep_the_first(
+    call, again, small_settings, monkeypatch
+):
+    calls = []
+
+    def stop_and_compute(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return compute_channel_stats(*arguments, **options)
+
+    monkeypatch.setattr(inference, "compute_channel_stats", stop_and_compute)
+    with pytest.raises(Interrupted, match=f"stopped before training: {again}.* begins it again"):
+        run_training(small_settings("FOLDS=2", "EPOCHS=1"))
 
 
 def test_the_script_stops_on_a_signal_and_says_how_to_resume(small_data, tmp_path):

@@ -47,7 +47,7 @@ def test_progress_is_written_at_once_for_a_stage_and_then_once_a_second(tmp_path
     [
         (UserError("no room\nin a second line"), "failed", "no room"),
         (ValueError("a bug"), "failed", "ValueError: a bug"),
-        (Interrupted(signal.SIGTERM), "stopped", ""),
+        (Interrupted(signal.SIGTERM, "stopped"), "stopped", ""),
         (KeyboardInterrupt(), "stopped", ""),
     ],
 )

@@ -193,10 +193,9 @@ class Page:
         """Raises UserError if a run of that name has what a new one would replace."""
         run = self.runs.find().get(name)
         if run and (run.models() or run.checkpoints()):
-            raise UserError(
-                f"{name} has been trained already; choose another name, such as "
-                f"{self.runs.free_name(name)}"
-            )
+            state = "is running" if run.holder() else "has been trained already"
+            free = self.runs.free_name(name)
+            raise UserError(f"{name} {state}; choose another name, such as {free}")
 
     def _stop(self, name):
         try:

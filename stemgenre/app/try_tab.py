@@ -105,7 +105,9 @@ def _predict_each(classifier, paths):
         table = views.table(["sound", "genre", "probability"], rows)
         if number == len(paths) and predictions:
             table += views.download("genres.csv", classifier.as_csv(predictions))
-        done = views.message(f"{number} of {len(paths)} sounds predicted", "soft")
+        failed = f", {len(rows) - len(predictions)} not" if len(rows) > len(predictions) else ""
+        text = f"{len(predictions)} of {len(paths)} sounds predicted{failed}"
+        done = views.message(text, "soft")
         details = [gr.skip()] * (number - 1) + [html] if number <= DETAILED else []
         yield [done, table, *details]
 

@@ -284,9 +284,12 @@ def _read_with_libsndfile(path, file):
             samples += len(block)
             yield block, file.samplerate
     if samples < (1 - MAX_LOST) * promised:
+        if file.format == "MP3" and not tells_mp3_length(path):  # promised is libsndfile's guess
+            raise UserError(f"{path} cannot be decoded: its length is unknown; install ffmpeg")
         raise UserError(f"{path} is truncated: {samples} of {promised} samples are there")
 
 
 def _reason(error):
     """libsndfile's or the system's own words, without the path again."""
-    return getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return "it holds no sound that can be read" if "File does not exist or" in text else text

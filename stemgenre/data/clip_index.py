@@ -29,6 +29,10 @@ class ClipIndex:
         """Whether a clip is a folder of stems."""
         return any(is_song(path) for path in self.clips)
 
+    def is_ambiguous(self, name: str) -> bool:
+        """Whether several clips have this name."""
+        return len(self.by_name.get(_composed(name), ())) > 1
+
     def find_paths(self, names: Iterable[str], table: Path) -> list[Path]:
         """The clip of each file name in `table`. Raises UserError for those without one."""
         paths, missing = [], []

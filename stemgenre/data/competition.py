@@ -3,6 +3,7 @@
 Labels are joined by file name, never by position.
 """
 
+import filecmp
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,13 +128,9 @@ def _from_masters(data_dir, train_master, audio):
     train = _without_repeated(train, train_master)
     template, test = _read_sample_submit(data_dir, index)
     if template is None:
-        labelled = {path.name for path in train["path"]}
-        paths = [p for p in audio if p.name not in labelled and is_test(p, data_dir)]
-        names = dict.fromkeys(path.name for path in paths)
-        test = pd.DataFrame({"file_name": [*names]})
-        test["path"] = index.find_paths(names, data_dir)
+        test = _test_clips(data_dir, index, labelled=train["path"])
         missing = _not_found(data_dir, "sample_submit")
-        if not names:
+        if not len(test):
             raise UserError(
                 f"there are no test clips: {missing}; nor is there audio whose name, or folder's "
                 "name, begins with test"
@@ -144,6 +141,30 @@ def _from_masters(data_dir, train_master, audio):
         known = read_targets(test_master, labels, label_master).set_index("file_name")["target"]
         test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
     return _build_competition(train, test, labels, template)
+
+
+def _test_clips(data_dir, index, *, labelled):
+    """Columns file_name and path of the test clips where no table names them.
+
+    They are what is named test, or lies in such a folder, but the labelled clips and copies of them
+    under the same name. Where a name is not of one file alone, all are named with their folders.
+    """
+    named = {}
+    for path in labelled:
+        named.setdefault(path.name, []).append(path)
+    paths = [
+        path
+        for path in index.clips
+        if is_test(path, data_dir)
+        and not any(
+            path == other or filecmp.cmp(path, other, shallow=False)
+            for other in named.get(path.name, ())
+        )
+    ]
+    names = [path.name for path in paths]
+    if any(index.is_ambiguous(name) for name in names):
+        names = [path.relative_to(data_dir).as_posix() for path in paths]
+    return pd.DataFrame({"file_name": names, "path": paths})
 
 
 def _from_genre_folders(data_dir, audio):

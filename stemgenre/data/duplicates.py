@@ -4,6 +4,7 @@ Every two fingerprints are cross-correlated at all offsets by FFT: half a millio
 seconds. Pairs whose fingerprints correlate anywhere are then confirmed on their waveforms.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -63,18 +64,19 @@ def find_duplicates(
 
     confirmed = prefetch_map(confirm, candidates, threads=threads, depth=4 * threads)
     pairs = []
-    for _, future in tqdm(
-        confirmed,
-        total=len(candidates),
-        desc="comparing waveforms",
-        unit="pair",
-        disable=not candidates,
-    ):
-        pair = future.result()
-        if pair[-1] >= SIMILARITY_THRESHOLD:
-            pairs.append(pair)
-        if stopped():
-            break
+    with contextlib.closing(confirmed):
+        for _, future in tqdm(
+            confirmed,
+            total=len(candidates),
+            desc="comparing waveforms",
+            unit="pair",
+            disable=not candidates,
+        ):
+            pair = future.result()
+            if pair[-1] >= SIMILARITY_THRESHOLD:
+                pairs.append(pair)
+            if stopped():
+                break
     return pd.DataFrame(pairs, columns=list(COLUMNS))
 
 

@@ -60,6 +60,10 @@ def add_extra(
         tables.append(_without_duplicates(found, competition, settings, runtime, hash_source))
         _log_counts("EXTRA_DATA", tables[-1], competition.label_names)
     if path := settings.data.pseudo_labels:
+        if Path(path).resolve() == settings.paths.output("test_probabilities.csv").resolve():
+            raise UserError(
+                f"PSEUDO_LABELS={path} would be replaced by this run's own; set another OUTPUT_DIR"
+            )
         confident = read_pseudo_labels(
             Path(path), competition, confidence=settings.data.pseudo_confidence
         )
@@ -72,12 +76,16 @@ def add_extra(
     return dataclasses.replace(competition, extra=pd.concat(tables)[columns])
 
 
-def with_extra(train: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
+def with_extra(train: pd.DataFrame, valid: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     """The training clips `train` and those of a Competition's `extra`, each with its index.
 
-    A clip's augmentation depends on its index: that of the others is as without `extra`.
+    Not those of a group that is in `valid`. A clip's augmentation depends on its index: that of the
+    others is as without `extra`.
     """
-    return pd.concat([train.assign(soft_target=None), extra]) if len(extra) else train
+    if not len(extra):
+        return train
+    extra = extra[~extra["group"].isin(valid["group"].dropna())]
+    return pd.concat([train.assign(soft_target=None), extra])
 
 
 def _read_folder(folder, label_names, settings):
@@ -133,7 +141,7 @@ def _without_duplicates(found, competition, settings, runtime, hash_source):
             reasons |= _find_duplicates(rest, known, settings, runtime)
     reasons = runtime.all_gather(reasons)[0]
     if runtime.sync_stop():
-        raise runtime.interrupted()
+        raise runtime.interrupted("EXTRA_DATA: stopped; the same command goes on")
     left_out = found["clip"].isin(reasons.keys())
     for row in found[left_out].itertuples():
         log.warning("EXTRA_DATA: %s is left out: it %s", row.file_name, reasons[row.clip])
@@ -229,6 +237,9 @@ def _read_probabilities(path, competition):
 
 
 def _log_counts(setting, clips, label_names):
+    if not len(clips):
+        log.warning("%s adds no clips to train on", setting)
+        return
     counts = clips["target"].value_counts()
     texts = [f"{name} {counts.get(target, 0)}" for target, name in enumerate(label_names)]
     log.info("%s: %d more clips to train on: %s", setting, len(clips), ", ".join(texts))

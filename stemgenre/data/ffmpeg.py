@@ -32,7 +32,7 @@ def read_with_ffmpeg(
     nothing for FFMPEG_SECONDS.
     """
     if Path(path).stat().st_size == 0:
-        raise UserError(f"{path} cannot be decoded: {reason}")
+        raise UserError(f"{path} cannot be decoded: it is empty")
     if shutil.which("ffmpeg") is None:
         raise UserError(f"{path} cannot be decoded: {reason}; installing ffmpeg may help")
     with tempfile.TemporaryFile() as messages:
@@ -63,7 +63,7 @@ def read_with_ffmpeg(
             elif failed:
                 messages.seek(0)
                 lines = messages.read().decode(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else reason
+                reason = lines[-1].removeprefix(f"file:{path}: ") if lines else reason
             if failed:
                 raise UserError(f"{path} cannot be decoded: {reason}")
         finally:

@@ -107,7 +107,10 @@ def split_folds(
                 f"{label_names[target]} has {found}; use fewer folds, or FOLDS=1"
             )
     if len(np.unique(numbers)) < folds:
-        raise UserError(f"FOLDS={folds} is more than the {len(np.unique(numbers))} {what} of clips")
+        found = len(np.unique(numbers))
+        raise UserError(
+            f"FOLDS={folds} is more than the {found} {what} of clips; use FOLDS={found} or fewer"
+        )
     splitter = kind(folds, shuffle=True, random_state=seed)
     parts = list(splitter.split(targets, targets, groups))
     for train, valid in parts:

@@ -93,7 +93,7 @@ def read_template(sample_submit: Path) -> SubmissionTemplate:
     if not other_columns:  # file names alone: the labels become a second column
         rows, other_columns = [[*row, ""] for row in rows], [1]
         header = header and [*header, "label_id"]
-        separator = "\t" if sample_submit.suffix == ".tsv" else ","
+        separator = "\t" if sample_submit.suffix.lower() == ".tsv" else ","
     names = [cell.lower() for cell in header or ()]
     label_column = names.index("label_id") if "label_id" in names else other_columns[-1]
     return SubmissionTemplate(rows, header, separator, line_end, file_column, label_column)

@@ -4,7 +4,7 @@ Its files look like the real ones (see data/README.md). Unlike a real competitio
 true stems, written to the stem cache, and with the labels of the test clips.
 
 The hard demo has few training clips, and test clips in other keys, tempi and instruments; its
-stems leak into each other as separated ones do. It is a second ruler, as benchmarks/score.py needs.
+stems leak into each other as separated ones do. benchmarks/score.py measures with it.
 
 python -m stemgenre.demo.demo --hard FOLDER
 python train.py recipes/demo.py DATA_DIR=FOLDER OUTPUT_DIR=runs/hard EPOCHS=60 PATIENCE=60
@@ -97,7 +97,7 @@ def ensure_demo(
             should_stop=lambda: runtime.stop.signal_number != 0,
         )
     if runtime.sync_stop():
-        raise runtime.interrupted()
+        raise runtime.interrupted("stopped; the same command begins again")
 
 
 def make_hard_demo(folder: Path | str, *, seed: int = SEED) -> None:

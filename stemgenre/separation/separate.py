@@ -201,8 +201,9 @@ def separate_missing(
     if to_separate:
         failures += _separate_into(cache, part(to_separate), separator, threads, runtime)
     if runtime.sync_stop():
-        log.info("%s: stopped; %s clips stay cached, the same command resumes", name, done)
-        raise runtime.interrupted()
+        raise runtime.interrupted(
+            f"{name}: stopped; {done} clips stay cached, the same command resumes"
+        )
     failures = [line for lines in runtime.all_gather(failures) for line in lines]
     if failures:
         raise UserError(

@@ -19,6 +19,7 @@ from stemgenre.settings import Settings, config_values
 log = logging.getLogger(__name__)
 
 FORMAT = 3
+TARGETS = "genres of the training clips"  # in a run's signature
 MALFORMED = (
     LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError,
 )  # fmt: skip
@@ -108,7 +109,8 @@ def load(path: Path | str, kind: str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no {kind} {path}")
+        way_out = "; python train.py makes one, --model names another" if kind == "model" else ""
+        raise UserError(f"there is no {kind} {path}{way_out}")
     content = load_tensors(path, f"a {kind}")
     version = content.get("format") if isinstance(content, dict) else None
     if type(version) is not int or content.get("kind") != kind:
@@ -142,7 +144,7 @@ def previous_path(path: Path) -> Path:
 
 
 def older_path(path: Path) -> Path:
-    """Where the checkpoint of another run is kept until this run saves: checkpoint.older.pth."""
+    """Where another run's checkpoint is kept until this one's first epoch: checkpoint.older.pth."""
     return path.with_name(f"{path.stem}.older{path.suffix}")
 
 
@@ -150,34 +152,39 @@ def set_aside(path: Path) -> None:
     """Renames the checkpoint of an earlier run, so that only a run's own can be resumed.
 
     A run that starts from scratch calls it before its first step: if it is killed before its first
-    checkpoint, there is none. Raises UserError if the file cannot be renamed.
+    checkpoint, there is none. A run that has not finished an epoch does not take the place of one
+    that was set aside for it. Raises UserError if the file cannot be renamed.
     """
-    if path.is_file():
-        try:
-            path.replace(older_path(path))
+    older = older_path(path)
+    try:
+        if path.is_file():
+            path.unlink() if older.is_file() else path.replace(older)
             previous_path(path).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{path} cannot be renamed: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be renamed: {error.strerror}") from None
+    if older.is_file():
         log.warning(
-            "the checkpoint of an earlier run is now %s, until this run has saved one. To resume "
-            "that run, rename it to %s and set RESUME_FROM_CHECKPOINT=True",
-            older_path(path),
+            "the checkpoint of an earlier run is now %s, until this run has finished an epoch. To "
+            "resume that run, rename it to %s and set RESUME_FROM_CHECKPOINT=True",
+            older,
             path.name,
         )
 
 
-def save_run(path: Path, content: dict[str, Any], *, first: bool) -> None:
+def save_run(path: Path, content: dict[str, Any], *, first: bool, keep_older: bool) -> None:
     """Writes a run's checkpoint; the one before it stays until the next.
 
-    The `first` of a run replaces those of another run. Raises UserError if it cannot be written.
+    The `first` of a run replaces the previous one of another run; the one that was set aside stays
+    with `keep_older`. Raises UserError if it cannot be written.
     """
     previous = previous_path(path)
     if first:
         with contextlib.suppress(OSError):  # save() names a folder that cannot be written
             previous.unlink(missing_ok=True)
     save(path, "checkpoint", content, previous=None if first else previous)
-    with contextlib.suppress(OSError):
-        older_path(path).unlink(missing_ok=True)
+    if not keep_older:
+        with contextlib.suppress(OSError):
+            older_path(path).unlink(missing_ok=True)
 
 
 def is_best_model_of(path: Path, run_id: str, epoch: int) -> bool:
@@ -261,6 +268,7 @@ def run_signature(
     return {
         "labels": dict(zip(label_names, label_ids, strict=True)),
         "training clips": sorted(train_clips["clip"]),
+        TARGETS: _targets(train_clips),
         "SEED": settings.machine.seed,
         "TEST_SIZE": settings.data.test_size,
         "BATCH_SIZE": settings.train.batch_size,
@@ -275,9 +283,21 @@ def run_signature(
     }
 
 
+def _targets(clips):
+    """{clip: class index, or with a soft target each genre's probability}."""
+    soft = clips.get("soft_target", [None] * len(clips))
+    return {
+        clip: probabilities if isinstance(probabilities, list) else target
+        for clip, target, probabilities in zip(
+            clips["clip"], clips["target"].tolist(), soft, strict=True
+        )
+    }
+
+
 def check_signature(path: Path | str, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises UserError, with a line for each difference, unless a checkpoint fits this run."""
     defaults = config_values()  # of settings newer than the checkpoint
+    defaults |= {TARGETS: current.get(TARGETS)}  # which older checkpoints do not have
     lines = []
     for name in {**current, **saved}:
         was, now = saved.get(name, defaults.get(name)), current.get(name)

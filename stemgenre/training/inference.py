@@ -109,11 +109,17 @@ def _is_list_of(kind, values):
 
 
 def compute_channel_stats(
-    loader: StemLoader, clips: pd.DataFrame, *, features: FeatureSettings, runtime: Runtime
+    loader: StemLoader,
+    clips: pd.DataFrame,
+    *,
+    features: FeatureSettings,
+    runtime: Runtime,
+    again: str = "the same command",
 ) -> tuple[list[float], list[float]]:
     """(mean, std) in dB of each channel over the clips' own frames, the same on every rank.
 
-    Each rank reads its part of the clips. Raises Interrupted if the run is asked to stop.
+    Each rank reads its part of the clips. Raises Interrupted if the run is asked to stop, with
+    `again`, what begins it again.
     """
     runtime.status.stage("channel statistics", total=len(clips))
     frontend = Frontend(features, device=runtime.device)
@@ -135,8 +141,7 @@ def compute_channel_stats(
         if runtime.stop.signal_number:
             break
     if runtime.sync_stop():
-        log.info("stopped before training: the same command begins it again")
-        raise runtime.interrupted()
+        raise runtime.interrupted(f"stopped before training: {again} begins it again")
     total = RunningStats()
     for part in runtime.all_gather(stats.cpu()):
         total.merge(part)
@@ -218,34 +223,42 @@ def compute_logits(
     micro_batch: MicroBatch,
     amp_dtype: torch.dtype | None,
     runtime: Runtime,
+    may_stop: bool = False,
 ) -> torch.Tensor:
     """Logits (len(clips), classes), float32 on the CPU, in the order of `clips`, on every rank.
 
     Those of a clip with several windows are of their mean probability. Each rank computes its part
     of the clips, each clip once; if memory runs out, the micro-batch is the smallest of all ranks
     afterwards. Raises UserError for logits that are NaN or infinite, which argmax would turn into a
-    prediction.
+    prediction; and if it `may_stop`, in a run that is saved, Interrupted.
     """
     if not len(clips):
         return torch.empty(0, net.classifier[-1].out_features)
     net.eval()
     mine = np.arange(len(clips))[runtime.rank :: runtime.world_size]
     overlap = TTA_OVERLAP if tta else OVERLAP
+    windows = loader.windows(clips, mine, samples=frontend.clip_samples, overlap=overlap)
+    if may_stop:
+        windows = itertools.takewhile(lambda _: not runtime.stop.signal_number, windows)
     results = batch_values(
-        loader.windows(clips, mine, samples=frontend.clip_samples, overlap=overlap),
+        windows,
         torch.Tensor,
         functools.partial(
             stems_to_logits, net, frontend, tta=tta, micro_batch=micro_batch, amp_dtype=amp_dtype
         ),
         size=lambda: micro_batch.size,
     )
-    rows, windows = [], []
-    for row, window in results:
+    rows, found = [], []
+    for row, window_logits in results:
         if rows[-1:] != [row]:
             runtime.status.add_clips(runtime.world_size)
         rows.append(row)
-        windows.append(window)
-    part = _average_windows(rows, torch.stack(windows).cpu()) if rows else None
+        found.append(window_logits)
+    if may_stop and runtime.sync_stop():
+        raise runtime.interrupted(
+            "stopped while predicting: RESUME_FROM_CHECKPOINT=True predicts again"
+        )
+    part = _average_windows(rows, torch.stack(found).cpu()) if rows else None
     gathered, sizes = zip(*runtime.all_gather((part, micro_batch.size)), strict=True)
     micro_batch.size = min(sizes)  # in a training step, all ranks take equally many parts
     logits = torch.empty(len(clips), gathered[0].shape[1])

@@ -1,4 +1,4 @@
-"""Targets, mixup, learning rates and averaged weights: what a training step is told to aim at."""
+"""Targets, mixup, the optimiser's groups and state, learning rates, averaged weights."""
 
 import copy
 

@@ -30,7 +30,12 @@ def save_checkpoint(trainer: "Trainer") -> None:
         "scaler": trainer.scaler.state_dict(),
         **trainer.frontend.state(),
     }
-    checkpoint.save_run(trainer.checkpoint_path, content, first=not trainer.owns_checkpoint)
+    checkpoint.save_run(
+        trainer.checkpoint_path,
+        content,
+        first=not trainer.owns_checkpoint,
+        keep_older=trainer.state.epoch == 0,
+    )
 
 
 def save_best_model(trainer: "Trainer") -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from stemgenre.errors import Interrupted, UserError, first_line
+from stemgenre.errors import UserError, first_line
 from stemgenre.features.log_mel import Frontend
 from stemgenre.runtime import (
     MicroBatch,
@@ -172,7 +172,7 @@ class Trainer:
             after_epoch(state, logits)
             if runtime.sync_stop():
                 self.save()
-                self._interrupt(runtime.stop.signal_number)
+                raise self._interrupted()
         self.save()
         return state
 
@@ -230,7 +230,7 @@ class Trainer:
                 self._collect(sums, rank_batches)
                 self.save()
                 if stop_signal:
-                    self._interrupt(stop_signal)
+                    raise self._interrupted()
         self._collect(sums, rank_batches)
 
     def _repeatable_step(self, positions, inputs, batch_clips, size):
@@ -377,12 +377,11 @@ class Trainer:
         self.owns_checkpoint, self.saved_at = True, time.monotonic()
         self.is_saved = self.is_best_saved = True
 
-    def _interrupt(self, signal_number):
-        log.info(
-            "stopped in epoch %d after step %d; saved in %s. To resume, run again with "
-            "RESUME_FROM_CHECKPOINT=True",
-            self.state.epoch + 1,
-            self.state.step,
-            self.checkpoint_path,
+    def _interrupted(self):
+        """The exception that ends a run that was asked to stop and is saved."""
+        path, older = self.checkpoint_path, checkpoint.older_path(self.checkpoint_path)
+        return self.runtime.interrupted(
+            f"stopped in epoch {self.state.epoch + 1} after step {self.state.step}; saved in "
+            f"{path}. To resume, run again with RESUME_FROM_CHECKPOINT=True"
+            + (f"; to resume the earlier run, rename {older} first" if older.is_file() else "")
         )
-        raise Interrupted(signal_number)
