@@ -18,7 +18,7 @@ import soundfile
 from tqdm import tqdm
 
 from stemgenre import cli
-from stemgenre.data.find_files import natural_key
+from stemgenre.data.find_files import AUDIO_SUFFIXES, natural_key
 from stemgenre.errors import UserError
 from stemgenre.files import atomic_write
 from stemgenre.separation.cache import StemCache, open_cache
@@ -100,11 +100,13 @@ def _entry_path(cache, name):
     if name.endswith(".npz"):
         paths = [Path(name)]
     else:
-        paths = [cache.path(name), cache.path(Path(name).stem)]
+        paths = [cache.path(name)]
+        if name.lower().endswith(AUDIO_SUFFIXES):
+            paths.append(cache.path(Path(name).stem))
     for path in paths:
         if path.is_file():
             return path
-    if not any(cache.folder.glob("*.npz")):
+    if not name.endswith(".npz") and not any(cache.folder.glob("*.npz")):
         raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
     raise UserError(
         f"{paths[0]} does not exist; python export_separated_wav.py without a name exports all"

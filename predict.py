@@ -102,7 +102,7 @@ def settings_given(words) -> set[str]:
         if is_settings_file(word):
             given |= read_settings_file(Path(word)).keys()
             continue
-        name = word.partition("=")[0]
+        name = word.partition("=")[0].strip()
         name = ALIASES.get(name, name)
         if name.lower() in FeatureSettings.model_fields:
             raise UserError(f"{word} has no effect: {name} is saved with the model; leave it out")

@@ -139,11 +139,15 @@ class ByteCounter(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            for tensor in filter(torch.is_tensor, tree_leaves((args, kwargs, result))):
-                held = tensor.numel() * tensor.element_size()
-                self.bytes += min(held, tensor.untyped_storage().nbytes())  # an expanded one: less
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if not function.is_view and "empty" not in str(function):
+            taken = [*args, *(value for name, value in kwargs.items() if name != "out")]
+            for tensors in (taken, result):
+                once = {id(leaf): leaf for leaf in tree_leaves(tensors) if torch.is_tensor(leaf)}
+                for tensor in once.values():
+                    held = tensor.numel() * tensor.element_size()  # an expanded one has less:
+                    self.bytes += min(held, tensor.untyped_storage().nbytes())
         return result
 
 

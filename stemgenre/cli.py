@@ -63,9 +63,8 @@ def parse_settings(words: list[str], *, demo: bool = False) -> Settings:
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """(settings files and KEY=VALUE words, the others) of a command line."""
-    chosen = [
-        word for word in words if is_settings_file(word) or re.match("[A-Z][A-Z0-9_]*=", word)
-    ]
+    setting = re.compile(r"\s*[A-Z][A-Z0-9_]*\s*=")
+    chosen = [word for word in words if is_settings_file(word) or setting.match(word)]
     return chosen, [word for word in words if word not in chosen]
 
 

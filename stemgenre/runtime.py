@@ -67,8 +67,10 @@ class Runtime:
 
     def sync_stop(self) -> bool:
         """Whether any rank was asked to stop. A collective: every rank has to call it."""
-        (self.stop.signal_number,) = self.all_reduce_max(self.stop.signal_number)
-        return bool(self.stop.signal_number)
+        (number,) = self.all_reduce_max(self.stop.signal_number)
+        if number:  # otherwise one that has arrived meanwhile would be forgotten
+            self.stop.signal_number = number
+        return bool(number)
 
     def interrupted(self, message: str = "stopped") -> Interrupted:
         """The exception that ends a run whose stop was requested; see Interrupted."""

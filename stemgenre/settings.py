@@ -317,7 +317,8 @@ def config_values() -> dict[str, Any]:
 
 def is_settings_file(word: str) -> bool:
     """Whether a word of the command line is the path of a settings file, and not KEY=VALUE."""
-    return word.endswith(".py") and not re.match(r"\w+=", word)  # a folder may be named lr=0.1
+    is_value = re.match(r"\s*\w+\s*=", word)  # not any =: a folder may be named lr=0.1
+    return word.endswith(".py") and not is_value
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

@@ -94,6 +94,13 @@ def test_a_run_that_stops_says_so(runs):
         assert runs[name][1].splitlines()[-1] == "stopped"
 
 
+def test_spaces_around_the_equals_sign_of_a_setting_do_not_matter():
+    words = ["a.wav", "TTA = 3", "LOG_FILE = x.py", "runs/lr=0.1/used.py", "clip = 1.wav"]
+    chosen, others = cli.split_words(words)
+    assert (chosen, others) == (words[1:4], ["a.wav", "clip = 1.wav"])
+    assert cli.parse_settings(words[1:2]).train.tta == 3
+
+
 def test_a_setting_that_is_given_as_an_option_is_told_how_it_is_given(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.parser("").parse_intermixed_args(["--EPOCHS=3", "--BATCH_SIZE=2"])

@@ -213,9 +213,11 @@ def test_without_sample_submit_test_clips_may_have_the_names_of_training_clips(t
     names = ("train_sound/1.wav", "train_sound/2.wav", "test/1.wav", "test/3.wav")
     put_audio(*(tmp_path / name for name in names))
     shutil.copy(tmp_path / names[1], tmp_path / "test" / "2.wav")  # no test clip, then
+    (tmp_path / "test_copy").mkdir()
+    shutil.copy(tmp_path / names[3], tmp_path / "test_copy" / "3.wav")  # of a test clip
     test = load(tmp_path).test
-    assert test["file_name"].tolist() == ["test/1.wav", "test/3.wav"]
-    assert test["path"].tolist() == [tmp_path / name for name in test["file_name"]]
+    assert test["file_name"].tolist() == ["3.wav", "test/1.wav"]
+    assert {*test["path"]} == {tmp_path / name for name in names[2:]}
     assert len({*load(tmp_path).train["clip"], *test["clip"]}) == 4
 
 

@@ -76,6 +76,11 @@ def test_only_the_named_clips_and_stems_are_written(cache, tmp_path, names, stem
     assert written(out) == expected
 
 
+def test_a_name_with_a_dot_is_not_that_of_another_clip(cache, tmp_path):
+    with pytest.raises(UserError, match=r"train_10\.v2\.npz does not exist"):
+        export_wavs(cache, ["train_10.v2"], stems=STEMS, out=tmp_path / "wav")
+
+
 def test_each_wav_holds_its_own_stem_at_its_own_level(cache, tmp_path):
     export_wavs(cache, ["train_2"], stems=STEMS, out=tmp_path)
     assert np.allclose(read(tmp_path, "train_2"), stems_of(peak=0.5), atol=2 * LSB)

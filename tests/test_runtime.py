@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_a_driver_too_old_for_this_pytorch_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="driver does not fit PyTorch's CUDA .*; update it, or"):
         pick_device("cuda:0")
+
+
+def test_a_stop_that_arrives_while_ranks_wait_for_each_other_counts_the_next_time(monkeypatch):
+    runtime = Runtime(torch.device("cpu"), 0, 2, StopRequest())
+
+    def arrive(runtime, *numbers):
+        runtime.stop(signal.SIGINT, None)
+        return numbers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "all_reduce_max", arrive)
+        assert not runtime.sync_stop()
+    monkeypatch.setattr(Runtime, "all_reduce_max", lambda runtime, *numbers: numbers)
+    assert runtime.sync_stop() and runtime.stop.signal_number == signal.SIGINT
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from stemgenre.data.find_files import is_song
+from stemgenre.data.find_files import is_song, stem_files
 from stemgenre.errors import UserError
 
 
@@ -29,10 +29,6 @@ class ClipIndex:
         """Whether a clip is a folder of stems."""
         return any(is_song(path) for path in self.clips)
 
-    def is_ambiguous(self, name: str) -> bool:
-        """Whether several clips have this name."""
-        return len(self.by_name.get(_composed(name), ())) > 1
-
     def find_paths(self, names: Iterable[str], table: Path) -> list[Path]:
         """The clip of each file name in `table`. Raises UserError for those without one."""
         paths, missing = [], []
@@ -51,7 +47,7 @@ class ClipIndex:
                 missing.append(text)
                 continue
             for other in found[1:]:
-                if not filecmp.cmp(found[0], other, shallow=False):
+                if not is_copy(found[0], other):
                     raise UserError(
                         f"{text} is ambiguous: {found[0]} and {other} have different content; "
                         "keep one"
@@ -89,6 +85,14 @@ class ClipIndex:
         """The name of a clip that differs from `text` in its suffix or in capitals, or None."""
         stem = PurePosixPath(text.replace("\\", "/")).stem.casefold()
         return next((path.name for path in self.clips if path.stem.casefold() == stem), None)
+
+
+def is_copy(one: Path, other: Path) -> bool:
+    """Whether two clips have the same content; of songs, the same four stems."""
+    if one == other or not (is_song(one) and is_song(other)):
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    pairs = zip(stem_files(one).values(), stem_files(other).values(), strict=True)
+    return all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
 
 
 def _composed(text):

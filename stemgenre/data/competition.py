@@ -3,7 +3,6 @@
 Labels are joined by file name, never by position.
 """
 
-import filecmp
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stemgenre.data.clip_index import ClipIndex
+from stemgenre.data.clip_index import ClipIndex, is_copy
 from stemgenre.data.find_files import (
     SYSTEM_FOLDERS,
     clip_names,
@@ -147,23 +146,21 @@ def _test_clips(data_dir, index, *, labelled):
     """Columns file_name and path of the test clips where no table names them.
 
     They are what is named test, or lies in such a folder, but the labelled clips and copies of them
-    under the same name. Where a name is not of one file alone, all are named with their folders.
+    under the same name; of copies in such folders, the first. One that shares its name with a clip
+    of other content is named with its folders.
     """
-    named = {}
+    known, paths = {}, []
     for path in labelled:
-        named.setdefault(path.name, []).append(path)
-    paths = [
-        path
-        for path in index.clips
-        if is_test(path, data_dir)
-        and not any(
-            path == other or filecmp.cmp(path, other, shallow=False)
-            for other in named.get(path.name, ())
-        )
+        known.setdefault(path.name, []).append(path)
+    for path in index.clips:
+        same_name = known.setdefault(path.name, [])
+        if is_test(path, data_dir) and not any(is_copy(path, other) for other in same_name):
+            same_name.append(path)
+            paths.append(path)
+    names = [
+        path.relative_to(data_dir).as_posix() if len(known[path.name]) > 1 else path.name
+        for path in paths
     ]
-    names = [path.name for path in paths]
-    if any(index.is_ambiguous(name) for name in names):
-        names = [path.relative_to(data_dir).as_posix() for path in paths]
     return pd.DataFrame({"file_name": names, "path": paths})
 
 

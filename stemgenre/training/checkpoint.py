@@ -158,7 +158,11 @@ def set_aside(path: Path) -> None:
     older = older_path(path)
     try:
         if path.is_file():
-            path.unlink() if older.is_file() else path.replace(older)
+            if older.is_file():
+                path.unlink()
+                log.warning("%s is removed: its run had not finished an epoch", path)
+            else:
+                path.replace(older)
             previous_path(path).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be renamed: {error.strerror}") from None

@@ -230,6 +230,7 @@ class Trainer:
                 self._collect(sums, rank_batches)
                 self.save()
                 if stop_signal:
+                    runtime.stop.signal_number = stop_signal  # of any rank
                     raise self._interrupted()
         self._collect(sums, rank_batches)
 
@@ -383,5 +384,10 @@ class Trainer:
         return self.runtime.interrupted(
             f"stopped in epoch {self.state.epoch + 1} after step {self.state.step}; saved in "
             f"{path}. To resume, run again with RESUME_FROM_CHECKPOINT=True"
-            + (f"; to resume the earlier run, rename {older} first" if older.is_file() else "")
+            + (
+                f"; to resume the earlier run, rename {older} first, of FOLDS and SEEDS those of "
+                "all networks"
+                if older.is_file()
+                else ""
+            )
         )
