@@ -195,6 +195,10 @@ def test_two_files_of_one_name_are_compared_by_their_content(data):
         os.utime(path, (1e9, 1e9))
     with pytest.raises(UserError, match=r"train_0\.wav is ambiguous"):
         load(data)
+    for folder in "ab":  # equal files, which are found first
+        shutil.copytree(data / "train_sound_1", data / folder)
+    with pytest.raises(UserError, match=r"train_0\.wav is ambiguous"):
+        load(data)
 
 
 def test_without_sample_submit_no_training_clip_is_predicted(tmp_path):
@@ -219,6 +223,21 @@ def test_without_sample_submit_test_clips_may_have_the_names_of_training_clips(t
     assert test["file_name"].tolist() == ["3.wav", "test/1.wav"]
     assert {*test["path"]} == {tmp_path / name for name in names[2:]}
     assert len({*load(tmp_path).train["clip"], *test["clip"]}) == 4
+
+
+def test_without_sample_submit_a_test_clip_is_told_from_training_clips_by_its_content(tmp_path):
+    numbers = [("a/1.wav", 7), ("b/1.wav", 0)]
+    put_masters(tmp_path)
+    put_table(tmp_path / "train_master.tsv", [("file_name", "label_id"), *numbers])
+    (tmp_path / "sample_submit.tsv").unlink()
+    names = [*(name for name, _ in numbers), "Test/1/1.wav"]
+    put_audio(*(tmp_path / name for name in names))
+    for folder in "ab":  # copies are no test clips
+        (tmp_path / "Test" / folder).mkdir()
+        shutil.copy(tmp_path / folder / "1.wav", tmp_path / "Test" / folder)
+    for path in tmp_path.rglob("*.wav"):  # unpacking can give one time to all files
+        os.utime(path, (1e9, 1e9))
+    assert load(tmp_path).test["file_name"].tolist() == ["Test/1/1.wav"]
 
 
 @pytest.mark.parametrize("text", ["7", "7.0", " 7 ", "007", "7e0", "+7"])

@@ -74,9 +74,10 @@ def test_groups_that_eda_found_are_named_with_equal_files_in_one_line(warnings, 
         GROUPS[:-1],
         [*GROUPS, ("test", "test_2", "test_2.wav", 0)],
         [*GROUPS[:-1], ("test", "test_1", "test_1.wav", "x")],
+        [GROUPS[0], *(("train" if row[0] == "test" else "test", *row[1:]) for row in GROUPS[1:])],
         [("a", "b")],
     ],
-    ids=["a clip less", "a clip more", "damaged", "another table"],
+    ids=["a clip less", "a clip more", "damaged", "train for test", "another table"],
 )
 def test_groups_of_other_clips_say_nothing_about_these(warnings, tmp_path, rows):
     put_table(tmp_path / "groups.csv", rows, separator=",")

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from helpers import ROOT
+from helpers import ROOT, put_audio
 from tiny_demucs import put_repo
 
 import predict
@@ -25,7 +25,9 @@ from stemgenre.errors import Interrupted, UserError
 from stemgenre.features.augmentation import NO_AUGMENT
 from stemgenre.features.log_mel import Frontend
 from stemgenre.features.windows import WindowCutter
-from stemgenre.predict.outputs import ConsoleTable
+from stemgenre.predict.inputs import find_inputs
+from stemgenre.predict.outputs import ConsoleTable, draw_timeline, format_time
+from stemgenre.predict.prediction import Segment
 from stemgenre.runtime import MicroBatch, start_runtime
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.demucs_model import Separator
@@ -138,6 +140,18 @@ def test_files_folders_and_patterns_of_every_form_are_found_and_named_in_natural
         percentages = [float(text) for text in re.findall(r"([\d.]+)%", line)]
         assert len(percentages) == 4
         assert percentages == sorted(percentages, reverse=True)
+
+
+def test_patterns_reach_into_folders_and_know_suffixes_in_capitals(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_audio(*map(Path, ("album 1/cd/a.WAV", "album 1/b.wav", "album 2/c.wav", "d.wav")))
+    for pattern, expected in (
+        ("**/*.WAV", ["album 1/cd/a.WAV"]),
+        ("album*", ["album 1/b.wav", "album 1/cd/a.WAV", "album 2/c.wav"]),
+        ("**/?.wav", ["album 1/b.wav", "album 2/c.wav", "d.wav"]),
+    ):
+        paths, failures = find_inputs([pattern])
+        assert ([path.as_posix() for path in paths], failures) == (expected, [])
 
 
 @pytest.mark.usefixtures("ffmpeg")
@@ -259,6 +273,18 @@ def test_stems_of_a_file_that_is_replaced_while_it_is_predicted_are_not_taken_fo
     assert not classifier.cache.is_current("a", path)
 
 
+def test_a_file_whose_stems_cannot_be_kept_is_named(model, separation, tmp_path, monkeypatch):
+    def without_memory(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(StemCache, "write", without_memory)
+    soundfile.write(tmp_path / "a.wav", tune(seconds=2), SR)
+    stems = tmp_path / "kept"
+    classifier = Classifier.load(model, device="cpu", separation=separation, stems=stems)
+    with pytest.raises(UserError, match=r"a\.wav cannot be stored: not enough memory"):
+        classifier.predict(tmp_path / "a.wav")
+
+
 def test_kept_stems_of_a_changed_file_or_a_damaged_entry_are_separated_again(run):
     soundfile.write("a.wav", tune(seconds=2), SR)
     run("a.wav", "--stems", "kept")
@@ -273,8 +299,21 @@ def test_kept_stems_of_a_changed_file_or_a_damaged_entry_are_separated_again(run
     assert StemCache("kept", model="htdemucs", sample_rate=SR).read("a").shape == (4, 3 * SR)
 
 
+def test_of_a_file_that_ends_with_an_error_no_stems_are_kept(model, separation, tmp_path):
+    wave = tune(seconds=30, sr=RATE)
+    wave[-10:] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    stems, parts = tmp_path / "kept", []
+    classifier = Classifier.load(model, device="cpu", separation=separation, stems=stems)
+    with pytest.raises(UserError, match=r"a\.wav holds samples that are NaN"):
+        classifier.predict(tmp_path / "a.wav", progress=parts.append)
+    assert sum(parts) > 10, "its beginning was separated"
+    assert not list(stems.glob("*.npz"))
+
+
+@pytest.mark.parametrize(("tta", "windows"), [(0, (1, 1, 1, 5)), (2, (1, 1, 1, 8))])
 def test_a_clip_is_predicted_as_the_training_pipeline_predicts_it(
-    classifier, model, fast_repo, tmp_path
+    tta, windows, model, separation, fast_repo, tmp_path
 ):
     overrides = [f"{name.upper()}={value}" for name, value in vars(FEATURES).items()]
     overrides += [f"SEPARATION_REPO={fast_repo}", f"SEPARATION_OVERLAP={OVERLAP}", "DEVICE=cpu"]
@@ -289,11 +328,11 @@ def test_a_clip_is_predicted_as_the_training_pipeline_predicts_it(
         separate_missing(clips, cache, settings, runtime)
         loader = StemLoader(cache, threads=1, device=runtime.device, device_cache=0)
         (best,) = load_models(model, device=runtime.device)
-        how = {"micro_batch": MicroBatch(2), "amp_dtype": None, "runtime": runtime}
+        how = {"micro_batch": MicroBatch(2), "amp_dtype": None, "runtime": runtime, "tta": tta}
         logits = compute_logits(best.net, best.frontend, loader, clips, **how)
     expected = logits.softmax(1)
     assert (expected[0] - expected[1]).abs().max() > 0.01, "this model ignores its input"
-    windows = (1, 1, 1, 5)
+    classifier = Classifier.load(model, device="cpu", separation=separation, tta=tta)
     for (_, result), row, count in zip(
         classifier.predict_all(paths), expected, windows, strict=True
     ):
@@ -321,6 +360,24 @@ def test_a_long_file_is_classified_in_windows_of_the_whole_files_stems(
     assert (found - expected).abs().mean() < 0.02
     assert expected.std(0).max() > 0.05, "this model ignores its input"
     assert list(result.probabilities.values()) == pytest.approx(found.mean(0).tolist(), abs=1e-5)
+
+
+def test_the_probabilities_of_several_models_are_averaged(model, separation, tmp_path):
+    content = checkpoint.load(model, "model")
+    content["weights"]["classifier.4.weight"] = content["weights"]["classifier.4.weight"].flip(0)
+    other = tmp_path / "other.pth"
+    checkpoint.save(other, "model", content)
+    soundfile.write(tmp_path / "a.wav", tune(seconds=2), SR)
+    first, second, both = (
+        list(
+            Classifier.load(*paths, device="cpu", separation=separation)
+            .predict(tmp_path / "a.wav")
+            .probabilities.values()
+        )
+        for paths in ([model], [other], [model, other])
+    )
+    assert first != pytest.approx(second, abs=0.01)
+    assert both == pytest.approx(np.mean([first, second], axis=0).tolist(), abs=1e-5)
 
 
 def test_a_file_whose_output_is_nan_is_named_and_the_others_are_predicted(
@@ -367,6 +424,12 @@ def test_windows_reach_the_end_however_the_stems_arrive(samples, starts, block):
     assert [start for start, _ in windows] == starts
     for start, window in windows:
         assert torch.equal(window, stems[:, start : start + 100])
+
+
+def test_a_file_that_is_quiet_throughout_is_predicted_from_all_its_windows(classifier, tmp_path):
+    soundfile.write(tmp_path / "quiet.wav", 1e-6 * tune(seconds=4), SR, subtype="FLOAT")
+    timeline = classifier.predict(tmp_path / "quiet.wav").timeline
+    assert [segment.start for segment in timeline] == [0, 1, 2]
 
 
 def test_silence_in_a_song_is_left_out(classifier, tmp_path):
@@ -668,13 +731,45 @@ def test_names_of_any_bytes_and_with_dollars_are_written_and_drawn(run, tmp_path
 
 @pytest.mark.filterwarnings("error:Glyph")
 def test_genres_of_any_characters_are_drawn(tmp_path):
-    from stemgenre.predict.outputs import draw_timeline
-    from stemgenre.predict.prediction import Segment
-
     probabilities = {"$x_{$": 0.5, "R&B $$": 0.3, "曲\udce9": 0.2}
     segment = Segment(0, 1, "$x_{$", 0.5, probabilities)
     draw_timeline(tmp_path / "x.png", "$", Prediction("$x_{$", 0.5, probabilities, [segment]))
     assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_the_picture_names_each_genres_area_and_times_it_by_the_windows(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **o: figures.append(figure) or save(figure, *a, **o)
+    )
+    probabilities = {"a": 0.2, "b": 0.5, "c": 0.3}
+    timeline = [Segment(start, start + 2, "b", 0.5, probabilities) for start in (0, 1)]
+    draw_timeline(tmp_path / "x.png", "x", Prediction("b", 0.5, probabilities, timeline))
+    (axes,) = figures[0].axes
+    bottom = 0
+    for genre, area in zip("bca", axes.collections, strict=True):
+        points = area.get_paths()[0].vertices
+        assert area.get_label() == genre
+        assert points[:, 1].min() == pytest.approx(bottom)
+        assert points[:, 1].max() == pytest.approx(bottom := bottom + probabilities[genre])
+        assert sorted(set(points[:, 0])) == [0, 1, 2, 3]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["a", "c", "b"], "from top to bottom as the areas lie"
+
+
+def test_a_row_names_the_genre_and_the_three_that_follow_it(capsys):
+    probabilities = {"a": 0.15, "b": 0.4, "c": 0.3, "d": 0.05, "e": 0.1}
+    table = ConsoleTable([Path("x.wav")], [*probabilities])
+    table.show(Path("x.wav"), Prediction("b", 0.4, probabilities, []), timeline=False)
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert " ".join(row.split()) == "x.wav b 40.0% c 30.0%, a 15.0%, e 10.0%"
+
+
+def test_times_are_in_minutes_and_seconds():
+    times = {0: "0:00.0", 65.04: "1:05.0", 599.96: "10:00.0", 7384.5: "123:04.5"}
+    assert {seconds: format_time(seconds) for seconds in times} == times
 
 
 def test_a_path_with_an_equals_sign_is_a_file(run):

@@ -279,6 +279,8 @@ def test_calibration_is_sklearns_and_its_error_the_mean_difference():
     certain = np.array([[0.75, 0.25]] * 4)
     assert metrics.calibration(np.array([0, 0, 0, 1]), certain).error == pytest.approx(0)
     assert metrics.calibration(np.array([1, 1, 1, 1]), certain).error == pytest.approx(0.75)
+    two_bins = np.array([[0.75, 0.25]] * 3 + [[0.95, 0.05]])  # off by 0.25 and by 0.95
+    assert metrics.calibration(np.array([0, 0, 0, 1]), two_bins).error == pytest.approx(0.425)
 
 
 def test_the_most_confident_errors_come_first():

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import time
 from fractions import Fraction
 from types import SimpleNamespace
@@ -121,6 +122,15 @@ def test_any_rate_and_channels_come_out_as_four_stems(separator, tmp_path, rate,
     assert first[0].shape == (4, 2 * 22050)
     assert torch.equal(first[0], second[0])
     assert first[1] == EndOfFile("float32")
+
+
+def test_of_surround_sound_the_front_channels_are_separated(separator, tmp_path):
+    surround, stereo = tmp_path / "surround.wav", tmp_path / "stereo.wav"
+    wave = noise(2, 6).T.numpy()
+    soundfile.write(surround, wave, 44100)
+    soundfile.write(stereo, wave[:, :2], 44100)
+    found = separated(separator, surround, stereo)
+    assert torch.equal(found[surround][0], found[stereo][0])
 
 
 def test_a_file_of_one_chunk_has_the_stems_of_its_whole_wave(separator, tmp_path):
@@ -287,6 +297,43 @@ def test_a_second_run_does_only_what_is_missing(separate, tmp_path):
     clips_in(tmp_path, one=wave[:-100])
     separate(clips_in(tmp_path, one=wave[:-100], two=wave[::-1]))
     assert cache.path("one").stat().st_mtime_ns != before
+
+
+def test_a_clip_that_is_replaced_while_it_is_separated_is_separated_again(
+    separate, tmp_path, monkeypatch
+):
+    clips = clips_in(tmp_path, one=noise(1, 1)[0].numpy())
+
+    def read_and_replace(path, separator):
+        yield from read_chunks(path, separator)
+        clips_in(tmp_path, one=noise(2, 1, seed=1)[0].numpy())
+
+    monkeypatch.setattr("stemgenre.separation.separate.read_chunks", read_and_replace)
+    cache = separate(clips)
+    assert not cache.is_current("one", clips["path"][0])
+    monkeypatch.undo()
+    assert separate(clips).read("one").shape == (4, 2 * 22050)
+
+
+def test_a_file_whose_stems_are_nan_is_named_and_the_others_are_separated(fast_repo, tmp_path):
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, noise(0.5, seed=number, rate=4410).T.numpy(), 4410)  # a window
+    separator, calls = make_separator(fast_repo), []
+
+    def fail_once(module, arguments, output):
+        calls.append(module)
+        return output * torch.nan if len(calls) == 2 else output
+
+    separator.model.models[0].register_forward_hook(fail_once)
+    found = {path: [] for path in paths}
+    for path, value in separate_files(((path, path) for path in paths), separator, threads=1):
+        found[path].append(value)
+    (end,) = found[paths[1]]
+    assert "1.wav produced NaN or infinite samples" in str(end.error)
+    for path in (paths[0], paths[2]):
+        stems, end = found[path]
+        assert stems.isfinite().all() and end == EndOfFile("float32")
 
 
 def test_with_every_clip_cached_demucs_is_not_needed(small_data, small_settings):
@@ -486,6 +533,40 @@ def test_a_missing_repository_or_another_set_of_stems_is_refused(tmp_path):
     save_file(state, tmp_path / "two.safetensors", metadata=meta)
     with pytest.raises(UserError, match="separates vocals, rest"):
         load_demucs("two", str(tmp_path))
+
+
+def test_the_models_of_a_bag_are_mixed_by_its_weights_in_windows_of_its_segment(tmp_path):
+    weights = {"one": [1, 1, 0, 0.5], "other": [0, 0, 1, 0.5]}  # of drums, bass, other, vocals
+    names = {**dict.fromkeys(weights), "bag": [*weights.values()]}
+    for name in weights:
+        put_repo(tmp_path, samplerate=4410, channels=8 if name == "one" else 4)
+        (tmp_path / "0123abcd.safetensors").rename(tmp_path / f"{name}.safetensors")
+    for name, rows in names.items():
+        models = [*weights] if rows else [name]
+        bag = {"models": models, "weights": rows, "segment": 0.5}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(bag))
+    wave = noise(2, rate=4410)
+    stems = {}
+    for name in names:
+        separator = make_separator(tmp_path, separation_model=name)
+        assert separator.stride() == int(0.79 * 2205)
+        stems[name] = stems_of(separator, wave)
+    one, other = stems["one"], stems["other"]
+    expected = torch.stack([(one[0] + other[0]) / 2, one[1], one[2], other[3]])
+    assert (one - other).std(1).min() > 0.1 * one.std()
+    torch.testing.assert_close(stems["bag"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samplerate": 8820}, {"sources": TINY_DEMUCS["sources"][::-1]}]
+)
+def test_a_bag_of_models_that_do_not_fit_each_other_is_refused(changes, fast_repo, tmp_path):
+    put_repo(tmp_path, **{"samplerate": 4410, **changes})
+    (tmp_path / "0123abcd.safetensors").rename(tmp_path / "feed.safetensors")
+    shutil.copy(fast_repo / "0123abcd.safetensors", tmp_path)
+    (tmp_path / "htdemucs.yaml").write_text("models: ['0123abcd', feed]")
+    with pytest.raises(UserError, match="mixes models of different stems or sample rates"):
+        load_demucs("htdemucs", tmp_path)
 
 
 def test_without_a_network_the_message_names_the_way_out(monkeypatch, tmp_path):

@@ -100,6 +100,15 @@ def test_a_masters_clip_can_be_a_song_with_or_without_the_suffix(tmp_path):
         load(tmp_path)
 
 
+def test_without_sample_submit_a_song_to_train_on_is_not_predicted(tmp_path):
+    """Its folder may be called testing, as it may hold all clips."""
+    for seed, name in enumerate(("1", "2", "3")):
+        put_song(tmp_path / "testing" / name, seed=seed)
+    put_table(tmp_path / "train_master.tsv", [("file_name", "label_id"), ("1", 0), ("2", 1)])
+    put_table(tmp_path / "label_master.tsv", [("label_name", "label_id"), ("a", 0), ("b", 1)])
+    assert load(tmp_path).test["file_name"].tolist() == ["3"]
+
+
 def test_the_mix_beside_a_song_is_no_clip_of_its_own(tmp_path, caplog):
     put_song(tmp_path / "rock" / "song")
     mixture = put_clip(tmp_path / "rock" / "song" / "mixture.wav")

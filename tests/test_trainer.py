@@ -12,9 +12,10 @@ from stemgenre.features.log_mel import Frontend
 from stemgenre.runtime import Runtime, StopRequest
 from stemgenre.separation.cache import open_cache
 from stemgenre.training import checkpoint, optimisation
+from stemgenre.training.checkpoint import TrainState
 from stemgenre.training.inference import compute_logits
 from stemgenre.training.model import build_model
-from stemgenre.training.saving import restore
+from stemgenre.training.saving import restore, save_best_model
 from stemgenre.training.stem_loader import StemLoader
 from stemgenre.training.trainer import Trainer
 
@@ -220,6 +221,51 @@ def test_a_resumed_run_keeps_its_loss_scale_and_restarts_its_schedule_from_lr_to
         resumed.optimizer.step()
         resumed.scheduler.step()
     assert (rates[0], rates[-1]) == (1e-3, pytest.approx(1e-5))
+
+
+def test_a_resumed_schedule_with_a_warm_up_is_that_of_the_run_without_a_stop(make_trainer):
+    words = (*PLAIN, "EPOCHS=6", "WARMUP_EPOCHS=2")
+    run, resumed = make_trainer(*words), make_trainer(*words)
+
+    def rates(trainer, epochs):
+        found = []
+        for _ in range(epochs):
+            trainer.optimizer.step()
+            trainer.scheduler.step()
+            found.append(trainer.optimizer.param_groups[0]["lr"])
+        return found
+
+    rates(run, 3)
+    history = [{"valid_accuracy": 0.5, "valid_loss": 1.0}] * 3
+    run.state = TrainState(epoch=3, best_epoch=1, history=history)
+    run.best_weights, run.is_saved = run.net.state_dict(), False
+    run.save()
+    path = run.checkpoint_path
+    restore(resumed, checkpoint.load(path, "checkpoint") | {"path": path})
+    assert rates(resumed, 3) == rates(run, 3)
+
+
+def test_a_resumed_run_keeps_the_checkpoint_that_it_resumed_until_its_second_one(make_trainer):
+    stopped, resumed = make_trainer(*PLAIN), make_trainer(*PLAIN)
+    path = stopped.checkpoint_path
+    stopped.is_saved = resumed.is_saved = False  # as after a step
+    stopped.save()
+    before = path.read_bytes()
+    restore(resumed, checkpoint.load(path, "checkpoint") | {"path": path})
+    resumed.save()
+    assert checkpoint.previous_path(path).read_bytes() == before
+
+
+def test_the_best_model_says_what_it_is_of_however_late_it_is_written(make_trainer):
+    trainer = make_trainer(*PLAIN)
+    trainer.best_weights = {name: 2 * value for name, value in trainer.net.state_dict().items()}
+    trainer.state.epoch, trainer.state.best_epoch, trainer.state.best_accuracy = 3, 1, 0.7
+    save_best_model(trainer)
+    saved = checkpoint.load(trainer.best_model_path, "model")
+    assert (saved["epoch"], saved["valid_accuracy"]) == (1, 0.7)
+    assert saved["separation_model"] == "synthesised"
+    for name, value in trainer.best_weights.items():
+        assert torch.equal(saved["weights"][name], value)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(110, []), (130, ["checkpoint"])])
