@@ -240,6 +240,13 @@ def test_without_sample_submit_a_test_clip_is_told_from_training_clips_by_its_co
     assert load(tmp_path).test["file_name"].tolist() == ["Test/1/1.wav"]
 
 
+def test_a_test_master_of_no_test_clip_is_named(data, caplog):
+    put_masters(data)
+    put_table(data / "test_master.tsv", [("file_name", "label_id"), ("other.wav", 7)])
+    assert (load(data).test["target"] == -1).all()
+    assert "test_master.tsv names none of the test clips" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["7", "7.0", " 7 ", "007", "7e0", "+7"])
 def test_a_label_id_may_be_any_notation_of_an_integer(data, text):
     put_masters(data)

@@ -109,6 +109,18 @@ def test_without_sample_submit_a_song_to_train_on_is_not_predicted(tmp_path):
     assert load(tmp_path).test["file_name"].tolist() == ["3"]
 
 
+def test_a_song_whose_name_has_a_dot_is_not_one_without_what_follows_it(tmp_path):
+    for name, seed in (("take", 0), ("take.1", 1), ("test_copy/take", 0), ("test_1", 2)):
+        put_song(tmp_path / name, seed=seed)
+    put_table(
+        tmp_path / "train_master.tsv", [("file_name", "label_id"), ("take", 0), ("take.1", 1)]
+    )
+    put_table(tmp_path / "label_master.tsv", [("label_name", "label_id"), ("a", 0), ("b", 1)])
+    competition = load(tmp_path)
+    assert [path.name for path in competition.train["path"]] == ["take", "take.1"]
+    assert competition.test["file_name"].tolist() == ["test_1"]
+
+
 def test_the_mix_beside_a_song_is_no_clip_of_its_own(tmp_path, caplog):
     put_song(tmp_path / "rock" / "song")
     mixture = put_clip(tmp_path / "rock" / "song" / "mixture.wav")

@@ -69,8 +69,10 @@ class ClipIndex:
     def _find(self, name):
         """The clips that a file name can mean; songs, with its suffix or without, before files."""
         meant = dict.fromkeys((name, name.with_suffix(""))) if self.has_songs else ()
-        songs = [path for each in meant for path in self._ending_with(each) if is_song(path)]
-        return songs or self._ending_with(name)
+        for each in meant:
+            if songs := [path for path in self._ending_with(each) if is_song(path)]:
+                return songs
+        return self._ending_with(name)
 
     def _ending_with(self, name):
         """The clips whose last parts are those of `name`."""

@@ -139,6 +139,8 @@ def _from_masters(data_dir, train_master, audio):
     if test_master:
         known = read_targets(test_master, labels, label_master).set_index("file_name")["target"]
         test["target"] = test["file_name"].map(known).fillna(-1).astype(int)
+        if (test["target"] < 0).all():
+            log.warning("%s names none of the test clips: there is no test accuracy", test_master)
     return _build_competition(train, test, labels, template)
 
 
