@@ -500,11 +500,8 @@ def operation_times(folder, sizes, device):
         result = {
             "training": operations.of_training(clips[: sizes.batch], cache, settings, runtime)
         }
-        separator = Separator(
-            settings.separation, sample_rate=settings.features.sr, device=runtime.device
-        )
         count = sizes.separated // 2
-        result["separation"] = operations.of_separation(separator, count, settings, runtime)
+        result["separation"] = operations.of_separation(count, settings, runtime)
         return result
 
 

@@ -67,10 +67,7 @@ def main():
             )
             clips = training.make_clips(cache, Path(folder), options.batch, settings.features)
             result = {"training": of_training(clips, cache, settings, runtime)}
-            separator = Separator(
-                settings.separation, sample_rate=settings.features.sr, device=runtime.device
-            )
-            result["separation"] = of_separation(separator, options.clips, settings, runtime)
+            result["separation"] = of_separation(options.clips, settings, runtime)
         print(json.dumps(result))
 
 
@@ -80,8 +77,11 @@ def of_training(clips, cache, settings, runtime):
     return figures(lambda: ours.epoch(0), runtime.device)
 
 
-def of_separation(separator, clips, settings, runtime):
+def of_separation(clips, settings, runtime):
     """The figures of separating so many clips of noise at once."""
+    separator = Separator(
+        settings.separation, sample_rate=settings.features.sr, device=runtime.device
+    )
     generator = torch.Generator().manual_seed(0)
     samples = round(settings.features.clip_seconds * separator.model.samplerate)
     waves = [torch.randn(2, samples, generator=generator) / 10 for _ in range(clips)]
