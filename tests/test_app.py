@@ -182,6 +182,17 @@ def pages(tmp_path):
     return page.Page([], load_settings([]), runs, exposed=False), run
 
 
+def test_no_answer_about_the_form_replaces_a_later_one(pages):
+    events = [
+        event
+        for event in pages[0].build().fns.values()
+        if any(getattr(output, "elem_id", None) == "note-EPOCHS" for output in event.outputs)
+    ]
+    assert len(events) > len(FIELDS)  # the fields, the recipe, the start, the page's load
+    assert {(event.concurrency_id, event.concurrency_limit) for event in events} == {("form", 1)}
+    assert all(event.queue is not False for event in events)
+
+
 @pytest.mark.parametrize("trained", ["checkpoint.pth", "best_model.pth", "fold_2/checkpoint.pth"])
 def test_a_new_run_does_not_replace_a_trained_one(pages, trained):
     page, run = pages

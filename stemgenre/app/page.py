@@ -15,6 +15,7 @@ from stemgenre.settings import Settings
 
 TICK_SECONDS = 1.0  # between two looks at the run's files
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+IN_ORDER = {"concurrency_id": "form", "concurrency_limit": 1}  # an answer replaces no later one
 OPEN_SECTION = "Training"
 EARLIER = "settings of "
 
@@ -81,15 +82,16 @@ class Page:
         checked = [*notes, command, wrong]
         for component in (name, *fields):
             event = component.blur if isinstance(component, gr.Textbox) else component.input
-            event(self._check, everything, checked, trigger_mode="always_last", **QUIET)
-        refill = {"fn": self._fill, "inputs": recipe, "outputs": [name, *fields]}
-        recipe.input(**refill, **QUIET).then(self._check, everything, checked, **QUIET)
-        start.click(self._start, everything, [shown, *checked], concurrency_limit=None, **QUIET)
+            event(self._check, everything, checked, trigger_mode="always_last", **IN_ORDER, **QUIET)
+        recipe.input(self._fill, recipe, [name, *fields], **IN_ORDER, **QUIET).then(
+            self._check, everything, checked, **IN_ORDER, **QUIET
+        )
+        start.click(self._start, everything, [shown, *checked], **IN_ORDER, **QUIET)
         stop.click(self._stop, shown, line, queue=False, **QUIET)
         resume.click(self._resume, shown, line, concurrency_limit=None, **QUIET)
         seen = gr.State([])
         blocks.load(self._first_look, None, [shown, recipe], queue=False, **QUIET).then(
-            self._check, everything, checked, **QUIET
+            self._check, everything, checked, **IN_ORDER, **QUIET
         )
         gr.Timer(TICK_SECONDS).tick(
             self._look,
