@@ -58,17 +58,18 @@ def test_views_of_tta_go_to_either_side_and_begin_with_the_clip_itself():
 
 def test_a_run_on_windows_predicts_as_predict_py_does(small_data, tmp_path):
     """Validation, test and prediction see all windows, with TTA more of them."""
-    words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}", "EPOCHS=1"]
-    words += ["CLIP_SECONDS=0.7", "IMG_SIZE=(64, 96)", "CHANNELS=mix", "TTA=2"]
+    words = [*SMALL_RUN, f"DATA_DIR={small_data}", f"OUTPUT_DIR={tmp_path}", "CHANNELS=mix"]
+    words += ["CLIP_SECONDS=0.7", "IMG_SIZE=(64, 96)", "BACKBONE=cnn", "LR=1e-2", "EPOCHS=4"]
+    words += ["TTA=2"]
     settings = load_settings(words)
     out = run_training(settings)
     table = pd.read_csv(out / "test_probabilities.csv").set_index("file_name")
     name = table.index[0]
     (path,) = settings.cache_folder.parent.rglob(name)
-    model = out / "best_model.pth"
-    plain, with_views = (Classifier.load(model, device="cpu", tta=tta) for tta in (0, 2))
-    assert plain.predict(path).probabilities != with_views.predict(path).probabilities
-    found = torch.tensor([*with_views.predict(path).probabilities.values()])
-    torch.testing.assert_close(
-        found, torch.tensor(table.loc[name].to_numpy(), dtype=found.dtype), atol=2e-4, rtol=0
+    classifiers = (Classifier.load(out / "best_model.pth", device="cpu", tta=n) for n in (0, 2))
+    plain, with_views = (
+        torch.tensor([*classifier.predict(path).probabilities.values()])
+        for classifier in classifiers
     )
+    written = torch.tensor(table.loc[name].to_numpy(), dtype=plain.dtype)
+    assert (with_views - written).abs().max() < 0.1 * (plain - written).abs().max()

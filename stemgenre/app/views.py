@@ -26,11 +26,6 @@ STAGES = {  # of status.json -> in words
     "killed": "killed, can be resumed",
     "": "has not run",
 }
-CURVES = {  # label of the y axis: {column of metrics.csv: label of the line}
-    "cross-entropy (nats)": {"train_loss": "training", "valid_loss": "validation"},
-    "accuracy": {"train_accuracy": "training", "valid_accuracy": "validation"},
-    "learning rate": {"learning_rate": "learning rate"},
-}
 MAX_GENRES = 10  # bars of a prediction
 CSS = """  /* Gradio splits selectors at each comma: none within brackets */
 .bar-row { display: grid; grid-template-columns: minmax(7rem, 11rem) 1fr minmax(3.5rem, auto);
@@ -154,10 +149,10 @@ def curves(run: Run) -> Markup:
 
 @functools.lru_cache(maxsize=64)
 def _draw_curves(rows):
-    """The pictures of all CURVES; drawn once for all that look at them."""
+    """The pictures of all charts.CURVES; drawn once for all that look at them."""
     history = [dict(row) for row in rows]
     figures = []
-    for ylabel, lines in CURVES.items():
+    for ylabel, lines in charts.CURVES.items():
 
         def draw(figure: Figure, ylabel=ylabel, lines=lines) -> None:
             charts.curves(figure, history, lines, best_epoch=0, ylabel=ylabel)

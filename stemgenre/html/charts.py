@@ -11,6 +11,11 @@ from stemgenre.settings import STEMS
 
 BLUE = "C0"
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.23, 0.51, 0.96, a) for a in (0, 0.9)])
+CURVES = {  # label of the y axis: {column of metrics.csv: label of the line}
+    "cross-entropy (nats)": {"train_loss": "training", "valid_loss": "validation"},
+    "accuracy (fraction of clips)": {"train_accuracy": "training", "valid_accuracy": "validation"},
+    "learning rate": {"learning_rate": "learning rate"},
+}
 MAX_NUMBERED_GENRES = 25  # a larger confusion matrix has no room for numbers in its cells
 
 

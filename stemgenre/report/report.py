@@ -55,11 +55,6 @@ NO_CONTENT = dict.fromkeys(  # the parts that not every page has
 )
 TOP_K = 4  # genres listed for each of them, beside the true one
 PACKAGES = ("torch", "torchvision", "demucs", "librosa", "numpy", "scikit-learn", "soundfile")
-CURVES = {  # label of the y axis: {column of metrics.csv: label of the line}
-    "cross-entropy (nats)": {"train_loss": "training", "valid_loss": "validation"},
-    "accuracy (fraction of clips)": {"train_accuracy": "training", "valid_accuracy": "validation"},
-    "learning rate": {"learning_rate": "learning rate"},
-}
 
 
 def _on_main_process(write_page):
@@ -332,7 +327,7 @@ def _curves(state):
             width=4.6,
             height=3.4,
         )
-        for ylabel, lines in CURVES.items()
+        for ylabel, lines in charts.CURVES.items()
     ]
 
 
