@@ -229,7 +229,7 @@ def check_shared_folders(*folders: Path | str, runtime: Runtime) -> None:
     if runtime.world_size == 1:
         return
     for folder in map(Path, folders):
-        name = f".shared.{secrets.token_hex(8)}" if runtime.is_main else ""
+        name = f".shared.{os.getpid()}.{secrets.token_hex(4)}.part" if runtime.is_main else ""
         try:
             if name:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -155,6 +155,9 @@ def test_a_run_stopped_at_any_step_resumes_as_the_same_run(
         with pytest.raises(Interrupted) as stopped:
             run_training(small_settings(f"RESUME_FROM_CHECKPOINT={number > 0}"))
         assert stopped.value.signal_number == signal.SIGTERM
+        epoch, step = divmod(len(steps), 3)
+        where = f"in epoch {epoch + 1} after step {step}" if step else f"after epoch {epoch}"
+        assert str(stopped.value).startswith(f"stopped {where}; saved in ")
     out = run_training(small_settings("RESUME_FROM_CHECKPOINT=True"))
     assert steps == [1, 2, 3, 1, 2, 3], "no step is done twice"
     assert_same_run(out, run_results(finished_run))
