@@ -75,7 +75,7 @@ def main() -> None:
     from stemgenre.runtime import start_runtime, thread_count
 
     separation, size = settings.separation, settings.train.micro_batch
-    with start_runtime(settings.machine) as runtime:
+    with start_runtime(settings.machine, repeats=False) as runtime:
         classifier = Classifier.load(
             *(models or [settings.paths.output(settings.paths.best_model_file)]),
             device=runtime.device,

@@ -8,7 +8,7 @@ weights. Clips are synthesised and networks have random weights; their sizes are
 competition. Each step (see STEPS and gpu_steps.py) is a process of its own with a time limit, so
 that one that fails or hangs does not end the others; the most important ones come first. What the
 minutes do not suffice for is listed as not run: name it with --only. FOLDER gets gpu.log, the
-output of every step, and gpu.json.
+output of every step, and gpu.json, both after each step.
 
 --quick is the same in tiny sizes, for a look at the steps themselves: its figures say nothing. On a
 machine without a GPU, the steps that are about one say "needs CUDA".
@@ -33,7 +33,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("gpu_steps.py")
 LAST_LINES = 6  # of a failed step's output, in the table
-MIN_SECONDS = 15  # a step is not begun in less
+MIN_FRACTION = 0.6  # of its limit: in less, a step is not begun
 GRACE_SECONDS = 5  # from the request to stop a process to its end by force
 
 
@@ -82,41 +82,45 @@ def main():
         steps = [
             step for step in STEPS if not options.only or step.name in ("prepare", *options.only)
         ]
+        out = options.out or Path(folder)
+
+        def summary(results):
+            return json.dumps({"steps": results, "quick": options.quick})
+
         results = run_steps(
             steps,
             lambda step: [sys.executable, SCRIPT, step.name, *arguments],
             seconds=60 * options.minutes,
-            log=(options.out or Path(folder)) / "gpu.log",
+            log=out / "gpu.log",
+            save=lambda results: (out / "gpu.json").write_text(summary(results) + "\n"),
         )
-    summary = json.dumps({"steps": results, "quick": options.quick})
-    if options.out:
-        (options.out / "gpu.json").write_text(summary + "\n")
-    print(f"\n{table(results)}\n{summary}")
+    print(f"\n{table(results)}\n{summary(results)}")
     sys.exit(any(result["status"] in ("failed", "time limit") for result in results.values()))
 
 
-def run_steps(steps, command, *, seconds, log):
+def run_steps(steps, command, *, seconds, log, save):
     """{name: {status, seconds, figures or last_lines}} of `steps`, in `seconds` all together.
 
     command(step) is a step's command line. The first step's figures say whether there is a GPU
-    ("cuda"); if it fails, the others are not run. Their output is appended to `log`.
+    ("cuda"); if it fails, the others are not run. Their output is appended to `log`, and after each
+    step, save(the results so far) is called.
     """
     results, ends = {}, time.monotonic() + seconds
     cuda = True
     for number, step in enumerate(steps):
         left = ends - time.monotonic()
-        if cuda is None or left < MIN_SECONDS:
+        if cuda is None or left < MIN_FRACTION * step.limit:
             results[step.name] = {"status": "not run"}
-            continue
-        if step.needs_cuda and not cuda:
+        elif step.needs_cuda and not cuda:
             results[step.name] = {"status": "needs CUDA"}
-            continue
-        print(f"{step.name} ...", flush=True)
-        result = run_process(command(step), seconds=min(step.limit, left), log=log)
-        results[step.name] = result
-        print(f"{step.name}: {in_words(result)}", flush=True)
-        if number == 0:
-            cuda = result["figures"].get("cuda", False) if "figures" in result else None
+        else:
+            print(f"{step.name} ...", flush=True)
+            result = run_process(command(step), seconds=min(step.limit, left), log=log)
+            results[step.name] = result
+            print(f"{step.name}: {in_words(result)}", flush=True)
+            if number == 0:
+                cuda = result["figures"].get("cuda", False) if "figures" in result else None
+        save(results)
     return results
 
 

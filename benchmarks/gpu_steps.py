@@ -67,8 +67,9 @@ class Sizes:
     seconds: float = 30.0  # CLIP_SECONDS
     rounds: int = 5  # of the epochs that are timed
     stems: int = 480  # clips with stems in the cache: twenty batches
-    separated: int = 64  # clips for separation against the plain recipe: two batches
-    competition: int = 192  # clips, half of them for training; six batches of separation
+    separated: int = 128  # clips for separation: four batches
+    plainly: int = 16  # of them, by the plain recipe, a second each
+    competition: int = 214  # clips, 96 of them for training: four batches
     epochs: int = 4  # of the competition
     demo: int = 4  # training clips per genre
     demucs: dict = field(default_factory=lambda: separation.FULL_SIZE)  # HTDemucs' arguments
@@ -76,8 +77,8 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    image=64, batch=4, seconds=1.0, rounds=1, stems=8, separated=2, competition=40, epochs=2,
-    demo=2,
+    image=64, batch=4, seconds=1.0, rounds=1, stems=8, separated=4, plainly=2, competition=40,
+    epochs=2, demo=2,
     demucs=separation.TINY | {"segment": 2, "dconv_mode": 0},
 )  # fmt: skip
 
@@ -277,8 +278,9 @@ def separation_rates(folder, sizes, device):
     """benchmarks/separation.py once: the plain recipe against the pipeline."""
     folder = folder / "competition"
     options = types.SimpleNamespace(
-        data=folder / "data", folder=folder, clips=sizes.separated, rounds=1, device=device
-    )
+        data=folder / "data", folder=folder, clips=sizes.separated, plainly=sizes.plainly,
+        rounds=1, device=device,
+    )  # fmt: skip
     return separation.compare(separation.find_clips(options), options)
 
 
@@ -417,7 +419,10 @@ def relative_error(stems, reference):
 
 
 def precision(folder, sizes, device):
-    """Relative errors of stems in half precision and in TF32, against float32."""
+    """Relative errors of stems in half precision and in TF32, against float32.
+
+    At the end, the weights are such that half precision overflows.
+    """
     settings = sized_settings(folder, sizes, device)
     with start_runtime(settings.machine) as runtime:
         separator, waves = load_separator(folder, settings, runtime, clips=4)
@@ -430,11 +435,17 @@ def precision(folder, sizes, device):
         tf32, _ = stems(half=False)
         torch.backends.cudnn.allow_tf32 = False
         exact, _ = stems(half=False)
+        with torch.no_grad():
+            separator.model.models[0].tdecoder[-1].conv_tr.weight.mul_(1e6)
+        loud, redone = stems(half=True)
+        assert all(each == "float32" for each in redone), redone
+        assert all(each.isfinite().all() for each in loud)
         return {
             "half_error": relative_error(half, exact),
             "tf32_error": relative_error(tf32, exact),
             "clips": len(waves),
             "overflowed": sum(each == "float32" for each in precisions),
+            "redone_in_float32": len(redone),
         }
 
 
@@ -493,15 +504,12 @@ def measures(folder, sizes, device):
 
 
 def operation_times(folder, sizes, device):
-    """benchmarks/operations.py: a training step, and a batch of half the clips for separation."""
+    """benchmarks/operations.py: a training step, and a batch of separation."""
     settings = sized_settings(folder, sizes, device)
     with start_runtime(settings.machine) as runtime:
         clips, cache = cached_stems(folder, settings)
-        result = {
-            "training": operations.of_training(clips[: sizes.batch], cache, settings, runtime)
-        }
-        count = sizes.separated // 2
-        result["separation"] = operations.of_separation(count, settings, runtime)
+        result = {"training": operations.of_training(clips, cache, settings, runtime)}
+        result["separation"] = operations.of_separation(min(32, sizes.separated), settings, runtime)
         return result
 
 

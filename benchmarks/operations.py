@@ -37,6 +37,7 @@ from stemgenre.separation.demucs_model import Separator
 from stemgenre.settings import load_settings
 
 REPEATS = 3
+GPU_STEPS = 6  # of an epoch: the host works ahead of a GPU, but not before the first one
 LARGEST = 10  # operations that are named
 COPIED_BYTES = 2**30  # of the copy that gives the memory's limit
 
@@ -65,16 +66,24 @@ def main():
             cache = StemCache(
                 Path(folder) / "stems", model="synthesised", sample_rate=settings.features.sr
             )
-            clips = training.make_clips(cache, Path(folder), options.batch, settings.features)
+            count = options.batch * steps_on(runtime.device)
+            clips = training.make_clips(cache, Path(folder), count, settings.features)
             result = {"training": of_training(clips, cache, settings, runtime)}
             result["separation"] = of_separation(options.clips, settings, runtime)
         print(json.dumps(result))
 
 
+def steps_on(device):
+    """Steps of the epoch that is looked at."""
+    return GPU_STEPS if device.type == "cuda" else 1
+
+
 def of_training(clips, cache, settings, runtime):
-    """The figures of an epoch of one step, its images included."""
+    """The figures of a step of an epoch, its images included."""
+    steps = steps_on(runtime.device)
+    clips = clips[: steps * settings.train.batch_size]
     ours = training.OurRecipe(clips, cache, settings, runtime)
-    return figures(lambda: ours.epoch(0), runtime.device)
+    return figures(lambda: ours.epoch(0), runtime.device, parts=steps)
 
 
 def of_separation(clips, settings, runtime):
@@ -89,8 +98,8 @@ def of_separation(clips, settings, runtime):
     return figures(lambda: separator(waves), runtime.device)
 
 
-def figures(action, device):
-    """What of an action this benchmark says; see the module's docstring."""
+def figures(action, device, *, parts=1):
+    """What of one of an action's `parts` this benchmark says; see the module's docstring."""
     seconds = statistics.median([timed(action, device) for _ in range(1 + REPEATS)][1:])
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
@@ -103,10 +112,10 @@ def figures(action, device):
         action()
     largest = sorted(kernels, key=kernels.get, reverse=True)[:LARGEST]
     return {
-        "seconds": round(seconds, 4),
+        "seconds": round(seconds / parts, 4),
         "device_fraction": round(busy / seconds, 3),
         "bandwidth_fraction": round(counter.bytes / busy / copied_bytes_per_second(device), 3),
-        "gigabytes": round(counter.bytes / 1e9, 2),
+        "gigabytes": round(counter.bytes / parts / 1e9, 2),
         "teraflops": round(flops.get_total_flops() / seconds / 1e12, 3),
         "operations": {name: round(kernels[name] / busy, 3) for name in largest},
     }

@@ -8,7 +8,8 @@ librosa.resample and numpy.savez_compressed. The two take turns, each time in a 
 own, from loading the network to the last file written. `ratio` is the recipe's time over the
 pipeline's, `cpu_ratio` that of the processor time, which other work on the machine changes little,
 `ratio_without_writing` that without the recipe's seconds of compression, beside which a fast GPU's
-are few.
+are few. With --plainly, the recipe has only so many of the clips, and what it takes for them after
+the network is loaded counts in proportion.
 `error_db` is the level of the difference to the recipe's stems without its random
 shift, and `error_same_windows_db` that with this pipeline's overlap too. The last line is one JSON
 object.
@@ -58,6 +59,7 @@ def main():
         "--data", type=Path, help="folder with audio files; synthesised clips if none is given"
     )
     parser.add_argument("--clips", type=int, default=6, help="how many of them")
+    parser.add_argument("--plainly", type=int, help="how many of these by the plain recipe: all")
     parser.add_argument("--rounds", type=int, default=3, help="how often both run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="3 clips, 2 rounds")
@@ -66,6 +68,7 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.clips, options.rounds = 3, 2
+    options.plainly = options.plainly or options.clips
     if options.way:
         print(json.dumps(run_recipe(find_clips(options), options)))
         return
@@ -101,6 +104,8 @@ def compare(paths, options):
     for number in range(options.rounds):
         for way, found in results.items():
             found.append(in_own_process(way, options))
+            if way == "plain":
+                found[-1] = of_all_clips(found[-1], options.clips / options.plainly)
             print(f"round {number + 1}: {way} {found[-1]}", flush=True)
     seconds = {way: [run["seconds"] for run in found] for way, found in results.items()}
     ratios, cpu_ratios = (
@@ -144,10 +149,18 @@ def compare(paths, options):
     }
 
 
+def of_all_clips(run, scale):
+    """The plain recipe's result for `scale` times as many clips."""
+    once = {"seconds": run["load_seconds"], "cpu_seconds": run["load_cpu_seconds"]}
+    once["write_seconds"] = 0.0
+    return run | {name: once[name] + scale * (run[name] - once[name]) for name in once}
+
+
 def in_own_process(way, options):
     """The result of run_recipe in a fresh process."""
     command = [sys.executable, __file__, "--way", way, "--folder", options.folder]
-    command += ["--data", options.data, "--clips", options.clips, "--device", options.device]
+    clips = options.plainly if way == "plain" else options.clips
+    command += ["--data", options.data, "--clips", clips, "--device", options.device]
     environment = os.environ | ({"GOMP_SPINCOUNT": "1000"} if way == "ours" else {})
     done = subprocess.run(
         [str(part) for part in command], env=environment, check=True, stdout=subprocess.PIPE
@@ -160,19 +173,22 @@ def run_recipe(paths, options):
     shutil.rmtree(options.folder / options.way, ignore_errors=True)
     settings = load_settings([f"SEPARATION_REPO={options.folder}", f"DEVICE={options.device}"])
     clips = pd.DataFrame({"clip": [f"clip_{i}" for i in range(len(paths))], "path": paths})
-    started, cpu_started, write_seconds = time.perf_counter(), time.process_time(), 0.0
+    started, cpu_started, of_plain = time.perf_counter(), time.process_time(), {}
     if options.way == "ours":
         with start_runtime(settings.machine) as runtime:
             separate_missing(clips, our_cache(options.folder), settings, runtime)
     else:
         device = pick_device(options.device)
-        write_seconds = plain_recipe(clips, options.folder / "plain", options.folder, device)
+        model = load_demucs("htdemucs", options.folder)
+        of_plain["load_seconds"] = time.perf_counter() - started
+        of_plain["load_cpu_seconds"] = time.process_time() - cpu_started
+        of_plain["write_seconds"] = plain_recipe(clips, options.folder / "plain", model, device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - cpu_started, 2),
-        "write_seconds": round(write_seconds, 2),
         "peak_gigabytes": round(peak, 2),
+        **{name: round(value, 2) for name, value in of_plain.items()},
     }
 
 
@@ -191,10 +207,10 @@ def save_network(folder, size=FULL_SIZE):
     (folder / "htdemucs.yaml").write_text("models: ['random']\n")
 
 
-def plain_recipe(clips, out, repo, device):
+def plain_recipe(clips, out, model, device):
     """The straightforward loop over files; returns its seconds of compression and writing."""
     out.mkdir()
-    model, seconds = load_demucs("htdemucs", repo), 0.0
+    seconds = 0.0
     for row in clips.itertuples():
         stems = separate_plainly(row.path, model, device)
         started = time.perf_counter()

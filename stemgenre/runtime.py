@@ -90,16 +90,18 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def start_runtime(machine: MachineSettings) -> Iterator[Runtime]:
+def start_runtime(machine: MachineSettings, *, repeats: bool = True) -> Iterator[Runtime]:
     """The Runtime of this process; under torchrun also the process group's member.
 
-    `machine` is a MachineSettings. Raises UserError for a device that is not available.
+    Where batches of one size come again and again (`repeats`), cuDNN searches for the fastest
+    convolutions of each size, which takes seconds. Raises UserError for a device that is not
+    available.
     """
     rank, world_size, local_rank = _torchrun_ranks()
     device = pick_device(machine.device, local_rank, world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = repeats
     elif device.type == "cpu":
         keep_freed_memory()
     if rank:
@@ -270,8 +272,15 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on the device; on a GPU without making the host wait for it."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` in page-locked memory, from which to_device() copies at once; for a GPU only."""
+    if device.type != "cuda":
+        return tensor
     with torch.cuda.device(device):  # of this thread; otherwise the first GPU is used
-        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory()
 
 
 def derive_seed(*parts: int) -> int:

@@ -22,7 +22,7 @@ def gpu(monkeypatch):
 @pytest.fixture
 def run(gpu, tmp_path, monkeypatch):
     """A function: the results of steps, given as {name: (needs CUDA, code of its process)}."""
-    monkeypatch.setattr(gpu, "MIN_SECONDS", 1)
+    monkeypatch.setattr(gpu, "MIN_FRACTION", 0.05)  # of a limit of 20 s
 
     def run(steps, *, seconds=60, limit=20):
         return gpu.run_steps(
@@ -30,8 +30,10 @@ def run(gpu, tmp_path, monkeypatch):
             lambda step: [sys.executable, "-c", steps[step.name][1]],
             seconds=seconds,
             log=tmp_path / "gpu.log",
+            save=lambda results: run.saved.append([*results]),
         )
 
+    run.saved = []  # the steps whose results were saved, each time
     return run
 
 
@@ -49,6 +51,7 @@ def test_a_step_that_fails_shows_its_last_lines_and_ends_no_other(run, gpu, tmp_
     assert "ValueError: no such engine" in text
     assert "a 1" in text
     assert "so far" in (tmp_path / "gpu.log").read_text()
+    assert run.saved == [["first"], ["first", "bad"], ["first", "bad", "good"]]
 
 
 def test_a_step_that_hangs_ends_with_its_children_at_its_limit(run, tmp_path):

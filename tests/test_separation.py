@@ -213,6 +213,18 @@ def test_out_of_memory_halves_the_batch_and_the_separation_continues(fast_repo):
         small(waves)
 
 
+def test_cudnn_searches_only_for_the_size_that_comes_again(fast_repo, monkeypatch):
+    """Its search for the fastest convolutions takes longer than a batch."""
+    separator, sizes = make_separator(fast_repo, separation_batch=2), []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    separator.model.models[0].register_forward_pre_hook(
+        lambda model, mix: sizes.append((len(mix[0]), torch.backends.cudnn.benchmark))
+    )
+    separator([torch.randn(2, 1000) for _ in range(5)])
+    assert set(sizes) == {(2, True), (1, False)}
+    assert torch.backends.cudnn.benchmark
+
+
 def test_only_a_clip_that_overflows_in_half_precision_is_done_in_float32(fast_repo):
     exact = make_separator(fast_repo)
     half = make_separator(fast_repo, separation_batch=3)

@@ -122,7 +122,16 @@ def test_stems_that_do_not_fit_the_gpu_stay_on_the_cpu_and_none_are_kept(cache, 
     assert not loader.drop_gpu_cache(), "what was kept has been given back"
 
 
-def test_stems_that_stay_on_the_gpu_are_cut_as_those_on_the_disk_and_within_their_budget(cache):
+def test_stems_that_stay_on_the_gpu_are_cut_as_those_on_the_disk_and_within_their_budget(
+    cache, monkeypatch
+):
+    read, read_whole = cache.read, []
+
+    def record(clip, *, section=None, **options):
+        read_whole.extend([clip] * (section is None))
+        return read(clip, section=section, **options)
+
+    monkeypatch.setattr(cache, "read", record)
     loader = StemLoader(cache, threads=1, **ON_CPU)
     loader.budget_bytes = 1000  # of the 400 and more that a clip takes
     for _ in range(2):
@@ -130,6 +139,7 @@ def test_stems_that_stay_on_the_gpu_are_cut_as_those_on_the_disk_and_within_thei
             stems = loader.read(f"train_{i}", section=lambda length: (10, length - 5))
             assert torch.equal(stems, torch.full((4, 35 + i), i / 16, dtype=torch.float16))
     assert [*loader.gpu_cache] == ["train_0", "train_1"]
+    assert read_whole == ["train_0", "train_1", "train_2"], "of the others, what is needed"
 
 
 @pytest.mark.parametrize("whole_bytes", [0, 1e9])  # windows read in parts, and at once

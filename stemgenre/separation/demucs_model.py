@@ -116,7 +116,12 @@ class Separator:
         mean = mono.sum(2, keepdim=True) / counts
         std = (((mono - mean) * real).square().sum(2, keepdim=True) / (counts - 1)).sqrt() + 1e-8
         mix = (mix - mean) / std * real
-        with torch.autocast(self.device.type, torch.float16, enabled=half), self._attention():
+        is_whole = len(waves) == self.micro_batch.size  # the size of most batches
+        with (
+            torch.autocast(self.device.type, torch.float16, enabled=half),
+            self._attention(),
+            _cudnn_search(is_worth_it=is_whole),
+        ):
             try:
                 stems = apply_model(self.model, mix, shifts=0, split=True, overlap=self.overlap)
             except MISFIT as error:
@@ -153,6 +158,17 @@ def _attention_in_blocks():
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextlib.contextmanager
+def _cudnn_search(*, is_worth_it):
+    """Unless it is worth it, cuDNN does not search for the fastest convolutions of a new size."""
+    searches = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = searches and is_worth_it
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = searches
 
 
 def _batch_size(separation_batch, device):

@@ -10,12 +10,12 @@ are the stems of the file. A clip of up to 100 s is a single chunk.
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from stemgenre.data import audio
 from stemgenre.data.find_files import paused_garbage_collector
 from stemgenre.errors import ClipError, UserError
 from stemgenre.prefetch import batch_values
-from stemgenre.runtime import Runtime, thread_count
+from stemgenre.runtime import Runtime, pinned, thread_count
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.decode import EndOfFile, decode_files, read_ahead
 from stemgenre.separation.demucs_model import Separator
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 KEPT_STRIDES = 16  # kept of a chunk, per stride of margin: the margins cost an eighth
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Chunk:
     """A section of a file's wave, (2, samples), of which [keep_start, keep_end) is kept.
 
@@ -58,19 +58,25 @@ def separate_files(
     separator: Separator,
     *,
     threads: int,
+    device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Any, torch.Tensor | EndOfFile]]:
     """Yields (key, stems) for each (key, path), then (key, EndOfFile); files in order.
 
-    Stems are float16 (4, samples) on the separator's device, block after block of the file. A
+    Stems are float16 (4, samples) on `device`, by default the separator's, block after block. A
     file that cannot be decoded, or whose stems are NaN or infinite, ends with that error. Chunks
     of several files share a batch. Once `should_stop`, nothing more is read; a file that is then
     incomplete gets no EndOfFile. Raises UserError for what stops all files alike.
     """
+
+    def read(path):
+        for chunk in read_chunks(path, separator):
+            yield dataclasses.replace(chunk, wave=pinned(chunk.wave, separator.device))
+
     depth = max(separator.micro_batch.size, threads)
     chunks = read_ahead(
         files,
-        lambda path: read_chunks(path, separator),
+        read,
         threads=threads,
         depth=depth,
         should_stop=should_stop,
@@ -78,7 +84,7 @@ def separate_files(
     separated = batch_values(
         chunks,
         Chunk,
-        lambda batch: _separate_chunks(batch, separator),
+        lambda batch: _separate_chunks(batch, separator, device or separator.device),
         size=lambda: separator.micro_batch.size,
         alike=lambda chunk: separator.windows(chunk.wave.shape[1]),
     )
@@ -98,15 +104,20 @@ def separate_files(
                 yield source.key, stems
 
 
-def _separate_chunks(chunks, separator):
-    """[(stems, precision, whether finite)] of chunks, float16 as the cache stores them."""
+def _separate_chunks(chunks, separator, device):
+    """[(stems, precision, whether finite)] of chunks, float16 as the cache stores them.
+
+    They are on `device`, to which all of them are copied before the GPU is waited for.
+    """
     rates = {"from_rate": separator.model.samplerate, "to_rate": separator.sample_rate}
     results = separator([chunk.wave for chunk in chunks])
     kept = [
         _keep(chunk, stems, **rates).half()
         for chunk, (stems, _) in zip(chunks, results, strict=True)
     ]
-    finite = torch.stack([stems.isfinite().all() for stems in kept]).tolist()
+    finite = torch.stack([stems.isfinite().all() for stems in kept])
+    kept = [stems.to(device, non_blocking=stems.is_cuda) for stems in kept]
+    finite = finite.tolist()  # waits for all of these
     precisions = [precision for _, precision in results]
     return list(zip(kept, precisions, finite, strict=True))
 
@@ -236,7 +247,9 @@ def _decode_into(cache, rows, threads, runtime):
 
 def _separate_into(cache, rows, separator, threads, runtime):
     """Separates the clips of `rows` into the cache; returns a line for each one that failed."""
-    separate = functools.partial(separate_files, separator=separator, threads=threads)
+    separate = functools.partial(
+        separate_files, separator=separator, threads=threads, device=torch.device("cpu")
+    )
     failures, precisions = _write_entries(
         cache, rows, separate, runtime, pending=lambda: 4 * separator.micro_batch.size
     )
@@ -275,8 +288,7 @@ def _write_entries(cache, rows, process, runtime, *, pending):
                 cache, row.clip, row.path, source_sha256=hashes.get(row.clip)
             )
             if not isinstance(value, EndOfFile):
-                # Copied here, before the GPU gets the next batch, for which the copy would wait.
-                writes.append(pool.submit(writer.add, value.cpu()))
+                writes.append(pool.submit(writer.add, value))
                 samples += value.shape[1]
             elif value.error:
                 failures.append(str(value.error))

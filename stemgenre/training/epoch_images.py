@@ -1,5 +1,6 @@
 """The images of an epoch: which window of a training clip it shows, augmented, computed where."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,6 +36,8 @@ class EpochImages:
         self.augment, self.seed = augment, seed
         self.on_cpu = device.type == "cpu"
         self.clip_indices = clips.index.tolist()
+        # Wanted when a clip is read and again in its step, to which the host should not add.
+        self._params_of = functools.lru_cache(maxsize=4096)(self._sample_params)
 
     def batches(
         self, batches: Sequence[np.ndarray], *, epoch: int
@@ -79,6 +82,6 @@ class EpochImages:
         """Images (B, C, height, width) of clips: of what batches() gave, and their params()."""
         return torch.cat(inputs) if self.on_cpu else self.frontend(inputs, params)
 
-    def _params_of(self, position, epoch):
+    def _sample_params(self, position, epoch):
         index = self.clip_indices[position]
         return sample_params(self.augment, seed=self.seed, epoch=epoch, clip_index=index)

@@ -102,6 +102,8 @@ class StemLoader:
             if stems.nbytes <= self.budget_bytes:  # 0 if they did not fit
                 self.budget_bytes -= stems.nbytes
                 self.gpu_cache[clip] = stems
+            else:  # from now on, of a clip that is not kept, only the section is read
+                self.budget_bytes = 0
         if stems is not None:
             return stems[:, slice(*section(stems.shape[1]))] if section else stems
         stems = self.cache.read(clip, source=source, section=section)
