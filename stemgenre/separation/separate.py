@@ -27,7 +27,7 @@ from tqdm import tqdm
 from stemgenre.data import audio
 from stemgenre.data.find_files import paused_garbage_collector
 from stemgenre.errors import ClipError, UserError
-from stemgenre.prefetch import batch_values
+from stemgenre.prefetch import batch_values, prefetch_map
 from stemgenre.runtime import Runtime, pinned, thread_count
 from stemgenre.separation.cache import StemCache
 from stemgenre.separation.decode import EndOfFile, decode_files, read_ahead
@@ -241,7 +241,9 @@ def _decode_into(cache, rows, threads, runtime):
     decode = functools.partial(
         decode_files, waves=cache.waves, sample_rate=cache.sample_rate, threads=threads
     )
-    failures, _ = _write_entries(cache, rows, decode, runtime, pending=lambda: 4 * threads)
+    failures, _ = _write_entries(
+        cache, rows, decode, runtime, threads=threads, pending=lambda: 4 * threads
+    )
     return failures
 
 
@@ -251,7 +253,12 @@ def _separate_into(cache, rows, separator, threads, runtime):
         separate_files, separator=separator, threads=threads, device=torch.device("cpu")
     )
     failures, precisions = _write_entries(
-        cache, rows, separate, runtime, pending=lambda: 4 * separator.micro_batch.size
+        cache,
+        rows,
+        separate,
+        runtime,
+        threads=threads,
+        pending=lambda: 4 * separator.micro_batch.size,
     )
     overflowed = precisions["float32"] if separator.half else 0
     if overflowed:
@@ -259,7 +266,7 @@ def _separate_into(cache, rows, separator, threads, runtime):
     return failures
 
 
-def _write_entries(cache, rows, process, runtime, *, pending):
+def _write_entries(cache, rows, process, runtime, *, threads, pending):
     """Caches what `process`, separate_files or decode_files, makes of the clips of `rows`.
 
     Returns (a line for each clip that failed, a Counter of the precisions). At most pending()
@@ -269,12 +276,15 @@ def _write_entries(cache, rows, process, runtime, *, pending):
     samples, started = 0, time.monotonic()
     hashes = {}  # of clips, from before they are decoded
 
+    def hash_source(row):
+        with contextlib.suppress(ClipError):  # it is gone: decoding it will say so
+            hashes[row.clip] = cache.hash_source(row.path)
+
     def missing_clips():
-        for row in rows:
-            if _is_missing(cache, row):
-                with contextlib.suppress(ClipError):  # it is gone: decoding it will say so
-                    hashes[row.clip] = cache.hash_source(row.path)
-                yield row, row.path
+        missing = (row for row in rows if _is_missing(cache, row))
+        for row, hashed in prefetch_map(hash_source, missing, threads=threads, depth=threads):
+            hashed.result()
+            yield row, row.path
 
     results = process(missing_clips(), should_stop=lambda: bool(runtime.stop.signal_number))
     name = "stems" if cache.waves == STEMS else "clips"
