@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stemgenre import cli
 from stemgenre.errors import UserError
-from stemgenre.files import remove_stale_temp_files
+from stemgenre.files import check_writable, remove_stale_temp_files
 from stemgenre.settings import STEMS
 
 
@@ -52,6 +52,7 @@ def run_eda(settings, runtime, *, make_demo=False) -> None:
     threads = thread_count(settings.machine)
     cache = open_cache(settings)
     stats_cache = AudioStatsCache.of(settings)
+    check_writable(folder)
     remove_stale_temp_files(folder, stats_cache.folder)
     if make_demo:
         stem_cache = open_cache(settings, waves=STEMS)

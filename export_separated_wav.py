@@ -24,17 +24,27 @@ from stemgenre.files import atomic_write
 from stemgenre.separation.cache import StemCache, open_cache
 from stemgenre.settings import STEMS
 
+NO_STEMS = "has no stems yet; python train.py separates the clips, but not with CHANNELS=mix"
 MAX_PEAK = 32767 / 32768  # of full scale, in 16-bit wav
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("clips", nargs="*", help="clip names or .npz files; also settings")
-    parser.add_argument("--stems", nargs="+", choices=STEMS, default=STEMS, help="stems to write")
+    parser.add_argument(
+        "--stems", nargs="+", metavar="STEM", help=f"some of {', '.join(STEMS)}; all by default"
+    )
     parser.add_argument("--out", type=Path, default=Path("wav"), help="folder for the wav files")
     parser.add_argument("--demo", action="store_true", help="the clips of train.py --demo")
     args = parser.parse_intermixed_args()
-    words, clips = cli.split_words(args.clips)
+    given = args.stems or STEMS
+    # Whatever follows `--stems drums` and is no stem is a clip, or KEY=VALUE.
+    words, clips = cli.split_words(
+        [*args.clips, *(word for word in given[1:] if word not in STEMS)]
+    )
+    if given[0] not in STEMS:
+        raise UserError(f"--stems {given[0]} is unknown; choose from {', '.join(STEMS)}")
+    stems = [stem for stem in STEMS if stem in given]
     settings = cli.parse_settings(words, demo=args.demo)
     data_dir = Path(settings.paths.data_dir)
     if args.out.resolve().is_relative_to(data_dir.resolve()):
@@ -51,7 +61,7 @@ def main() -> None:
             f"CHANNELS=mix separates nothing, and {cache.folder} has no stems; python train.py "
             f"CHANNELS={','.join(STEMS)} separates the clips"
         )
-    export_wavs(cache, clips, stems=args.stems, out=args.out)
+    export_wavs(cache, clips, stems=stems, out=args.out)
 
 
 def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str], out: Path) -> None:
@@ -64,7 +74,7 @@ def export_wavs(cache: StemCache, names: Sequence[str], *, stems: Sequence[str],
     if not names:
         paths = sorted(cache.folder.glob("*.npz"), key=natural_key)
     if not paths:
-        raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
+        raise UserError(f"{cache.folder} {NO_STEMS}")
     failures, attenuated, folders = [], [], {}
     for path in tqdm(paths, desc="wav", unit="clip"):
         try:
@@ -107,7 +117,7 @@ def _entry_path(cache, name):
         if path.is_file():
             return path
     if not name.endswith(".npz") and not any(cache.folder.glob("*.npz")):
-        raise UserError(f"{cache.folder} has no stems yet; python train.py separates the clips")
+        raise UserError(f"{cache.folder} {NO_STEMS}")
     raise UserError(
         f"{paths[0]} does not exist; python export_separated_wav.py without a name exports all"
     )

@@ -40,7 +40,7 @@ BATCH_SIZE = 8  # windows per forward pass, for MICRO_BATCH="auto": more are not
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.parser(__doc__, names=SETTINGS)
     parser.add_argument("files", nargs="*", help="files, folders, patterns; also KEY=VALUE")
     parser.add_argument(
         "--model",

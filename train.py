@@ -67,7 +67,12 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     from stemgenre.runtime import check_shared_folders, log_device, thread_count
     from stemgenre.separation.cache import open_cache
     from stemgenre.separation.separate import separate_missing
-    from stemgenre.submission import Summary, write_probabilities, write_submission
+    from stemgenre.submission import (
+        Summary,
+        note_earlier_submission,
+        write_probabilities,
+        write_submission,
+    )
     from stemgenre.tracking.tracking import Tracking
     from stemgenre.training.checkpoint import merge_models
     from stemgenre.training.members import combine, members_to_resume, plan_members
@@ -112,6 +117,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
     build_model(settings.model, num_classes=classes, in_channels=channels, seed=0)
     if runtime.is_main:
         write_text(paths.output("settings_used.py"), format_settings(settings))
+        note_earlier_submission(paths.output(paths.submit_file))
         for member in members:
             member.clean_folder(resuming=member in begun)
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import tokenize
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from stemgenre.errors import CONTROL_CHARACTER, Interrupted, UserError, first_line
 from stemgenre.settings import (
     CONFIG_FILE,
+    FIELDS,
     Settings,
     expected,
     is_settings_file,
@@ -37,15 +38,20 @@ LOGGERS = (log, logging.getLogger("py.warnings"))
 CONTROL = re.compile(CONTROL_CHARACTER.pattern + "|[\ud800-\udfff]")  # and bytes that are no UTF-8
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An ArgumentParser whose --help ends with every setting, its value and its comment."""
-    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str, *, names: Collection[str] = FIELDS) -> argparse.ArgumentParser:
+    """An ArgumentParser whose --help ends with the settings of these names, and their comments."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return _Parser(description=description, formatter_class=raw, names=names)
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *, names, **options):
+        super().__init__(**options)
+        self.names = names
+
     def format_help(self):
         """The help; the settings take 0.1 s, and are only described when they are asked for."""
-        settings = settings_help()
+        settings = settings_help(self.names)
         self.epilog = f"settings, from config.py; KEY=VALUE sets one for this run:\n{settings}"
         return super().format_help()
 
@@ -96,10 +102,12 @@ def describe_settings(path: Path = CONFIG_FILE) -> list[tuple[str, str, str, str
     return rows
 
 
-def settings_help() -> str:
-    """Every setting in a line: name, value, comment."""
+def settings_help(names: Collection[str] = FIELDS) -> str:
+    """The settings of these names, each in a line: name, value, comment."""
     return "\n".join(
-        f"  {f'{name} = {value}':<42} {comment}" for _, name, value, comment in describe_settings()
+        f"  {f'{name} = {value}':<42} {comment}"
+        for _, name, value, comment in describe_settings()
+        if name in names
     )
 
 

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import tokenize
@@ -113,6 +114,18 @@ def write_text(path: Path | str, text: str) -> None:
         file.write(text)
 
 
+def check_writable(folder: Path) -> None:
+    """Creates `folder`. Raises UserError if that fails or no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
 def remove_stale_temp_files(*folders: Path | str, older_than: float = STALE_SECONDS) -> None:
     """Deletes the unfinished files of killed runs in `folders`, unless written to so recently.
 
@@ -163,8 +176,11 @@ def load_tensors(path: Path | str, what: str, *, classes: Sequence[type] = ()) -
 
     try:
         with Path(path).open("rb") as file:
-            if file.read(2) == b"PK":
+            start = file.read(2)
+            if start == b"PK":
                 _check_archive(file)
+            elif start[:1] != b"\x80":  # a pickle, as older versions of PyTorch write it
+                raise ValueError("it is no file of torch.save")
         with torch.serialization.safe_globals([*classes]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can make the unpickler raise anything

@@ -7,6 +7,7 @@ config.py has each setting's default and comment, this module its type and range
 import ast
 import difflib
 import functools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,6 +57,7 @@ def _known_trackers(text: str | None) -> str | None:
 Auto = Literal["auto"]
 Pixels = Annotated[int, Field(ge=64, le=2048)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]  # not blank, no NUL
+FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
@@ -70,13 +72,13 @@ class _Group(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=
 
 
 class PathSettings(_Group):
-    data_dir: Text
-    output_dir: Text
-    checkpoint_file: Text
-    best_model_file: Text
-    submit_file: Text
-    log_file: Text
-    eda_dir: Text
+    data_dir: FilePath
+    output_dir: FilePath
+    checkpoint_file: FilePath
+    best_model_file: FilePath
+    submit_file: FilePath
+    log_file: FilePath
+    eda_dir: FilePath
 
     def output(self, name: str) -> Path:
         """The path of file `name` below OUTPUT_DIR."""
@@ -90,16 +92,18 @@ class DataSettings(_Group):
     seeds: Annotated[int, Field(ge=1, le=100)]
     split_by_group: bool
     extra_data: Annotated[
-        Text | tuple[Text, ...] | None, AsTuple, Field(description="a folder, several, or None")
+        FilePath | tuple[FilePath, ...] | None,
+        AsTuple,
+        Field(description="a folder, several, or None"),
     ]
-    pseudo_labels: Text | None
+    pseudo_labels: FilePath | None
     pseudo_confidence: Annotated[float, Field(ge=0, le=1)]
 
 
 class SeparationSettings(_Group):
     separation_model: Text
-    separation_repo: Text | None
-    separation_cache_dir: Text
+    separation_repo: FilePath | None
+    separation_cache_dir: FilePath
     separation_overlap: Annotated[float, Field(ge=0, le=0.9)]
     separation_batch: Annotated[int, Field(ge=1, le=1024)] | Auto
 
@@ -176,7 +180,7 @@ class AugmentSettings(_Group):
 class ModelSettings(_Group):
     backbone: Text
     pretrained: bool
-    weights_file: Text | None
+    weights_file: FilePath | None
     freeze_stages: Annotated[int, Field(ge=0, le=100)]
     train_first_conv: bool
     frozen_batchnorm: Literal["adapt", "fixed"]
@@ -350,7 +354,8 @@ def parse_assignments(path: Path) -> list[tuple[str, ast.Assign]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except SyntaxError as error:
         where = f"{path} line {error.lineno}" if error.lineno else str(path)
-        raise UserError(f"{where}: {error.msg}") from None
+        slash = "; in a path write / for \\" if "unicodeescape" in error.msg else ""
+        raise UserError(f"{where}: {error.msg}{slash}") from None
     except (MemoryError, RecursionError):
         raise UserError(f"{path} is nested too deeply to be read") from None
     except ValueError:  # UnicodeDecodeError, or a NUL

@@ -45,6 +45,13 @@ def write_submission(path: Path, competition: Competition, predicted: Sequence[i
         rows = [template.header, *rows] if template.header else rows
         separator, line_end = template.separator, template.line_end
     _write_csv(path, rows, separator, line_end)
+    log.info("the genres of %d test clips are in %s", len(by_name), path)
+
+
+def note_earlier_submission(path: Path) -> None:
+    """Logs that the submission at `path`, if there is one, is an earlier run's for now."""
+    if path.is_file():
+        log.info("%s is an earlier run's, until this run has written its own", path)
 
 
 def _has_names(template, competition):

@@ -172,6 +172,14 @@ def test_runs_are_compared_by_their_settings_also_while_another_run_begins(tmp_p
     assert "<th>EPOCHS</th>" not in shown, "in which they do not differ"
 
 
+def test_results_of_an_earlier_run_are_not_those_of_one_that_failed_in_its_folder(tmp_path):
+    run = put_run(tmp_path / "a", stage="finished")
+    write_text(run.folder / "summary.json", '{"valid_accuracy": 0.25, "test_accuracy": 0.5}')
+    assert "25.0" in views.results([run], exposed=False)
+    put_run(tmp_path / "a", stage="failed")
+    assert "25.0" not in views.results([run], exposed=False)
+
+
 @pytest.fixture
 def pages(tmp_path):
     """(the Page of the runs below a folder, the run a in it that has only begun)."""
@@ -202,7 +210,9 @@ def test_a_new_run_does_not_replace_a_trained_one(pages, trained):
     with pytest.raises(UserError, match="a has been trained already; choose another name, such as"):
         page._check_is_new("a")
     page._check_is_new("a-2")
-    assert page._fill("settings of a")[0] == "a-2"
+    assert page._fill("settings of a", "run-3")[0] == "a-2"
+    assert page._fill("quick", "a-2")[0] == "quick"
+    assert page._fill("quick", "mine")[0] == "mine", "a name that was written stays"
 
 
 @pytest.mark.parametrize("checkpoint", [None, "checkpoint.pth", "fold_1/checkpoint.pth"])

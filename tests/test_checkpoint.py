@@ -53,7 +53,8 @@ def test_what_was_saved_comes_back(path):
 
 def test_a_missing_file_is_named(tmp_path):
     assert "there is no checkpoint" in refusal(tmp_path / "none.pth")
-    assert "there is no model" in refusal(tmp_path, kind="model")
+    assert "there is no model" in refusal(tmp_path / "none.pth", kind="model")
+    assert "is a folder; name the model's file in it" in refusal(tmp_path, kind="model")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +151,11 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(path):
     [
         ({"SEED": 7}, ["SEED: 42 in the checkpoint, 7 here"]),
         ({"IMG_SIZE": 300, "SEED": 7}, ["IMG_SIZE: 600", "SEED: 42"]),
-        ({"labels": {"rock": 0}}, ["labels: 1 of them"]),
-        ({"training clips": ["a", "b", "c"]}, ["training clips: 2 of them", "3, not the same"]),
+        ({"labels": {"rock": 0}}, ["labels: 1 in the checkpoint, 1 here, not the same"]),
+        (
+            {"training clips": ["a", "b", "c"]},
+            ["training clips: 2 in the checkpoint, 3 here, not the same"],
+        ),
         ({"NEW": 1}, ["NEW: None in the checkpoint, 1 here"]),
     ],
 )

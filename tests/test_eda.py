@@ -112,7 +112,7 @@ def test_problems_are_logged_and_do_not_stop_it(messy):
     for text in (
         "10 training and 2 test clips of 2 genres",
         "train_9.wav cannot be decoded",
-        "1 audio files have no row in the masters",
+        "1 audio files are neither training nor test clips",
         f"same recording, different labels: train_0.wav is {HOSTILE}, train_6.wav is jazz",
         "1 test clips contain the same recording as a training clip (leakage)",
         "SPLIT_BY_GROUP=True",

@@ -152,6 +152,11 @@ def test_the_script_writes_what_it_is_told_and_names_a_missing_clip(cache, tmp_p
     done = run_python(*script, "train_2", "--stems", "bass", "drums", "--out", out)
     assert done.returncode == 0
     assert written(out) == {"train_2/bass.wav", "train_2/drums.wav"}
+    done = run_python(*script, "--out", out, "--stems", "vocals", "loud")
+    assert done.returncode == 0, done.stderr
+    assert written(out) == {"train_2/bass.wav", "train_2/drums.wav", "loud/vocals.wav"}
+    done = run_python(*script, "--stems", "voice")
+    assert done.returncode == 2 and "--stems voice is unknown" in done.stderr
     done = run_python(*script, "train_3", "--out", out)
     assert done.returncode == 2
     (line,) = (done.stdout + done.stderr).strip().splitlines()

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(training, killed, tm
     path.write_bytes(data if fault == "flipped" else data[: len(data) // 2])
     output = assert_ends_well(overrides, out, cache, expected)
     assert f"the previous one is used, {previous_path(path)}" in output
-    assert f"resumed from epoch 2, step 0 ({previous_path(path)})" in output
+    assert f"resumed after epoch 1 ({previous_path(path)})" in output
 
 
 def test_a_deleted_checkpoint_is_no_checkpoint(training, killed, tmp_path):
@@ -212,7 +212,9 @@ def test_a_stopped_run_says_how_to_resume_and_does(training, tmp_path, number):
     assert code == 128 + number
     assert "To resume, run again with RESUME_FROM_CHECKPOINT=True" in output
     assert "Traceback" not in output
-    assert "resumed from epoch 1, step 2" in assert_ends_well(overrides, tmp_path, cache, expected)
+    assert "resumed in epoch 1 after step 2" in assert_ends_well(
+        overrides, tmp_path, cache, expected
+    )
 
 
 @pytest.mark.parametrize(

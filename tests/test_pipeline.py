@@ -217,6 +217,19 @@ def test_checkpoint_best_model_and_metrics_name_their_run(finished_run, one_epoc
     assert run_ids(finished_run).isdisjoint(first)
 
 
+def test_a_resumed_run_says_if_nothing_is_left_or_its_schedule_has_ended(one_epoch, caplog):
+    caplog.set_level("INFO")
+    settings = one_epoch("EPOCHS=1")
+    run_training(settings)
+    assert "EPOCHS=1 are done: nothing is left to train" in caplog.text
+    submission = settings.paths.output("submit.csv")
+    assert f"{submission} is an earlier run's, until this run has written" in caplog.text
+    assert f"the genres of 10 test clips are in {submission}" in caplog.text
+    assert "schedule has ended" not in caplog.text
+    run_training(one_epoch("EPOCHS=2"))
+    assert "the learning rate's schedule has ended: it stays at 1e-06" in caplog.text
+
+
 @pytest.mark.parametrize("state", ["LOAD_OPTIMIZER_STATE", "LOAD_SCHEDULER_STATE"])
 def test_a_part_that_is_not_loaded_restarts_warm(state, one_epoch):
     out = run_training(one_epoch("EPOCHS=3", f"{state}=False"))

@@ -594,8 +594,8 @@ def test_stopping_keeps_what_is_done(run, monkeypatch):
         (["a.wav", "SEPARATION_CACHE_DIR=x"], "predict.py does not use SEPARATION_CACHE_DIR"),
         (["a.wav", "SEPARATION_REPO=nowhere"], "SEPARATION_REPO=nowhere is not a folder"),
         (["a.wav", "--model", "nowhere.pth"], "there is no model nowhere.pth"),
-        (["a.wav", "--csv", "/proc/nowhere/genres.csv"], "/proc/nowhere cannot be created"),
-        (["a.wav", "--stems", "/proc/nowhere"], "/proc/nowhere cannot be created"),
+        (["a.wav", "--csv", "/proc/nowhere/genres.csv"], "/proc/nowhere cannot be written"),
+        (["a.wav", "--stems", "/proc/nowhere"], "/proc/nowhere cannot be written"),
     ],
 )
 def test_what_stops_all_files_is_one_line_with_the_way_out(
@@ -621,7 +621,7 @@ def test_what_stops_all_files_is_one_line_with_the_way_out(
         (["b.wav", "--csv", "train_master.csv"], "train_master.csv exists"),
         (["b.wav", "--csv", "x.csv", "--json", "x.csv"], "--csv and --json are the same file"),
         (["b.wav", "--csv", "new", "--json", "./y/../new"], "--csv and --json are the same file"),
-        (["b.wav", "--csv", "."], ". cannot be written"),
+        (["b.wav", "--csv", "."], ". is a folder; name a file in it"),
         (["b.wav", "--csv", "timeline/b.png", "--timeline"], "timeline/b.png is where this run"),
         (["b.wav", "--json", "y/../t/b.png", "--timeline", "--out", "t"], "b.png is where this"),
         (["b.wav", "--csv", "kept/b.npz", "--stems", "kept"], "kept/b.npz is where this run may"),

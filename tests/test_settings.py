@@ -358,3 +358,13 @@ def test_config_py_can_be_edited_while_a_run_trains(tmp_path, monkeypatch):
     (tmp_path / "config.py").write_text("half a line =")
     monkeypatch.setattr("stemgenre.settings.CONFIG_FILE", tmp_path / "config.py")
     assert FeatureSettings.from_config() == before.features  # as load_models() takes it
+
+
+def test_a_path_below_the_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["OUTPUT_DIR=~/runs/a", "DATA_DIR=~/data", "EXTRA_DATA=('~/fma', 'b')"]
+    settings = load_settings([*words, "WEIGHTS_FILE=~/w.pth"])
+    assert settings.paths.output("x") == tmp_path / "runs" / "a" / "x"
+    assert settings.paths.data_dir == str(tmp_path / "data")
+    assert settings.data.extra_data == (str(tmp_path / "fma"), "b")
+    assert settings.model.weights_file == str(tmp_path / "w.pth")

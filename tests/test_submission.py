@@ -88,6 +88,11 @@ def submit(folder):
             'file,label_id,note\ntest_0.wav,1,"a, b"\n',
             'file,label_id,note\ntest_0.wav,42,"a, b"\n',
         ),
+        (
+            "sample_submit.csv",
+            "id,file_name,Label,confidence\n0,test_0.wav,1,0.5\n",
+            "id,file_name,Label,confidence\n0,test_0.wav,42,0.5\n",
+        ),
         ("sample_submit.csv", "test_0.wav,1\ntest_0.wav,1\n", "test_0.wav,42\ntest_0.wav,42\n"),
         ("sample_submit.csv", "test_0.wav,rock\ntest_2.wav,rock\n",
          "test_0.wav,rock\ntest_2.wav,jazz\n"),
@@ -103,6 +108,13 @@ def test_the_submission_mirrors_sample_submit(data, monkeypatch, name, sample, e
     monkeypatch.setitem(PREDICTED, "test_sound/test_2.wav", 0)
     (data / name).write_bytes(sample.encode())
     assert submit(data) == expected
+
+
+def test_the_column_of_the_predictions_is_named_where_no_name_tells_it(data, caplog):
+    (data / "sample_submit.csv").write_text("file,answer,note\ntest_0.wav,1,x\n")
+    assert submit(data) == "file,answer,note\ntest_0.wav,1,42\n"
+    assert "sample_submit.csv has no column label_id or label" in caplog.text
+    assert "the predictions replace its last one, note" in caplog.text
 
 
 def test_genres_whose_names_are_numbers_are_submitted_by_their_ids(data):

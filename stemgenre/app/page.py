@@ -1,6 +1,7 @@
 """The page's four tabs: Train, Try, Data, Results. What they show is read from disk."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -83,7 +84,7 @@ class Page:
         for component in (name, *fields):
             event = component.blur if isinstance(component, gr.Textbox) else component.input
             event(self._check, everything, checked, trigger_mode="always_last", **IN_ORDER, **QUIET)
-        recipe.input(self._fill, recipe, [name, *fields], **IN_ORDER, **QUIET).then(
+        recipe.input(self._fill, [recipe, name], [name, *fields], **IN_ORDER, **QUIET).then(
             self._check, everything, checked, **IN_ORDER, **QUIET
         )
         start.click(self._start, everything, [shown, *checked], **IN_ORDER, **QUIET)
@@ -136,14 +137,18 @@ class Page:
     def _base(self, recipe):
         return self.form.base_words(recipe, self._earlier())
 
-    def _fill(self, recipe):
-        """The run's name and the fields' values of a recipe; what is wrong with it, _check says."""
+    def _fill(self, recipe, name):
+        """The run's name and the fields' values of a recipe; what is wrong with it, _check says.
+
+        A name that somebody wrote stays.
+        """
         try:
             values = self.form.values(self._base(recipe))
         except UserError:  # in an earlier run's settings
             return [gr.skip() for _ in ("name", *self.form.fields)]
-        name = recipe.removeprefix(EARLIER).rpartition("/")[2] if recipe != NO_RECIPE else "run"
-        return [self.runs.free_name(name), *values.values()]
+        if re.sub(r"-\d+$", "", name) in map(_run_name, self._recipes()):
+            name = self.runs.free_name(_run_name(recipe))
+        return [name, *values.values()]
 
     def _checked(self, recipe, name, *texts):
         names = [field.name for field in self.form.fields]
@@ -287,6 +292,11 @@ class Page:
 
         for event in (tab.select, refresh.click):
             event(look, None, table, queue=False, **QUIET)
+
+
+def _run_name(recipe):
+    """The name of a run's folder that a recipe suggests."""
+    return recipe.removeprefix(EARLIER).rpartition("/")[2] if recipe != NO_RECIPE else "run"
 
 
 def _update(index, value):

@@ -190,8 +190,10 @@ def results(runs: list[Run], *, exposed: bool) -> Markup:
     rows = []
     for run, used in zip(runs, settings, strict=True):
         summary, content = run.summary(), run.status()
-        accuracies = [summary.get(key) for key in ("valid_accuracy", "test_accuracy")]
         stage = content.get("stage") or ("finished" if summary else "")
+        if stage != "finished":  # it is an earlier run's in this folder
+            summary = {}
+        accuracies = [summary.get(key) for key in ("valid_accuracy", "test_accuracy")]
         rows.append(
             [run.name, STAGES.get(stage, stage)]
             + ["" if value is None else percent(value, 1) for value in accuracies]

@@ -55,11 +55,11 @@ class ClipIndex:
             paths.append(found[0])
         if missing:
             meant = self._similar(missing[0])
-            way_out = (
-                f"{missing[0]} may mean {meant}: write the file's name as it is"
-                if meant
-                else "unpack all sound folders there"
-            )
+            way_out = "unpack all sound folders there"
+            if meant:  # the names of sample_submit are those of the submission
+                is_sample = table.name.lower().startswith("sample_sub")
+                or_else = "" if is_sample else ", or write its name as it is"
+                way_out = f"{missing[0]} may mean {meant}: rename that file{or_else}"
             raise UserError(
                 f"{len(missing)} clips of {table} have no audio below {table.parent}: "
                 f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; {way_out}"

@@ -30,6 +30,7 @@ from stemgenre.errors import CONTROL_CHARACTER, UserError
 
 log = logging.getLogger(__name__)
 
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 LAYOUT = """\
     {data_dir}/
         train_master.tsv     file_name, label_id      (.csv works too)
@@ -103,9 +104,11 @@ def load_competition(
 
 def _not_found(data_dir, name):
     """That a table is not there, and which files may be meant to be it."""
-    near = " or ".join(near_names(data_dir, name)[:3])
+    near = near_names(data_dir, name)[:3]
+    is_book = any(Path(each).suffix.lower() in SPREADSHEETS for each in near)
+    way_out = "save it as CSV under that name" if is_book else "rename it"
     return f"there is no {name}.csv or .tsv in {data_dir}" + (
-        f"; if {near} is meant, rename it" if near else ""
+        f"; if {' or '.join(near)} is meant, {way_out}" if near else ""
     )
 
 

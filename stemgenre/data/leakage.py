@@ -29,7 +29,7 @@ def warn_of_leakage(
         test, train = min(shared.items())
         log.warning(
             "%d of %d test clips contain the same recording as a training clip, for example %s and "
-            "%s (leakage): the test accuracy is too optimistic",
+            "%s (leakage): accuracy on the test clips is too optimistic",
             len(shared),
             len(competition.test),
             test,

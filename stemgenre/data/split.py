@@ -176,8 +176,8 @@ def _split_by_group(targets, groups, test_size, seed, label_names):
         if not counts[in_valid, genre].any() or not counts[~in_valid, genre].any():
             raise UserError(
                 f"the clips of {label_names[target]} are of too few groups for both sides of the "
-                "validation split; set SPLIT_BY_GROUP=False, take the column group out of "
-                "train_master, or add clips of other groups"
+                "validation split; set SPLIT_BY_GROUP=False, take the column group, if there "
+                "is one, out of train_master, or add clips of other groups"
             )
     valid = np.isin(groups, table.index[order[in_valid]])
     return np.flatnonzero(~valid), np.flatnonzero(valid)

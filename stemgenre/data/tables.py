@@ -1,5 +1,6 @@
 """Small tables as people write them: any separator, encoding, column order, header or none."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ import pandas as pd
 from stemgenre.data.find_files import AUDIO_SUFFIXES
 from stemgenre.errors import CONTROL_CHARACTER, UserError
 
+log = logging.getLogger(__name__)
+
 MAX_LINE = 2**17  # characters
+LABEL_COLUMNS = ("label_id", "label", "label_name", "genre", "class", "target", "category")
 CELL = {s: re.compile(rf'"((?:[^"]|"")*+)"(?={s}|$)|([^{s}]*)') for s in "\t,;"}
 
 
@@ -71,14 +75,17 @@ def parse_label_ids(cells: pd.Series, master: Path) -> pd.Series:
 def read_template(sample_submit: Path) -> SubmissionTemplate:
     """The SubmissionTemplate of a sample_submit, with or without a header or an index column.
 
-    The label column is label_id, or without that name the last one. Raises UserError if no column
-    has audio file names, or rows differ in length.
+    The label column has one of the names LABEL_COLUMNS, or without them is the last one. Raises
+    UserError if no column has audio file names, or rows differ in length.
     """
     rows, separator, line_end = _read_rows(sample_submit)
     width = len(rows[-1])
     file_columns = [column for column, cell in enumerate(rows[-1]) if _is_audio_name(cell)]
     if not file_columns:
-        raise UserError(f"{sample_submit} has no column of audio file names in its last row")
+        raise UserError(
+            f"{sample_submit} has no column of audio file names, with their suffixes, in its last "
+            "row"
+        )
     file_column = file_columns[0]
     for number, row in enumerate(rows, start=1):
         if len(row) != width:
@@ -95,7 +102,13 @@ def read_template(sample_submit: Path) -> SubmissionTemplate:
         header = header and [*header, "label_id"]
         separator = "\t" if sample_submit.suffix.lower() == ".tsv" else ","
     names = [cell.lower() for cell in header or ()]
-    label_column = names.index("label_id") if "label_id" in names else other_columns[-1]
+    named = [names.index(name) for name in LABEL_COLUMNS if name in names]
+    label_column = next((c for c in named if c in other_columns), other_columns[-1])
+    if header and not named and len(other_columns) > 1:
+        log.warning(
+            "%s has no column %s: the predictions replace its last one, %s",
+            *(sample_submit, " or ".join(LABEL_COLUMNS[:4]), header[label_column]),
+        )
     return SubmissionTemplate(rows, header, separator, line_end, file_column, label_column)
 
 

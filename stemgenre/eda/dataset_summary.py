@@ -269,7 +269,7 @@ def log_summary(summary: DatasetSummary) -> None:
     _warn_of_each("unreadable.csv", summary.unreadable["error"].tolist())
     if summary.unlisted:
         log.warning(
-            "%d audio files have no row in the masters, for example %s; see unlisted.csv",
+            "%d audio files are neither training nor test clips, for example %s; see unlisted.csv",
             len(summary.unlisted),
             summary.unlisted[0],
         )

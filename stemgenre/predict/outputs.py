@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stemgenre.cli import printable
 from stemgenre.errors import UserError
-from stemgenre.files import atomic_write
+from stemgenre.files import atomic_write, check_writable
 from stemgenre.predict.prediction import Prediction
 
 RUNNERS_UP = 3  # genres in a row after the top-1
@@ -31,9 +31,10 @@ def check_outputs(
     if csv_path and json_path and os.path.realpath(csv_path) == os.path.realpath(json_path):
         raise UserError(f"--csv and --json are the same file, {csv_path}; name two files")
     for path in filter(None, (csv_path, json_path)):
-        _check_folder(path.parent, path)
+        if path.is_file() or not path.exists():  # no device or pipe
+            check_writable(path.parent)
         if path.is_dir():
-            raise UserError(f"{path} cannot be written; name a file in a folder of yours")
+            raise UserError(f"{path} is a folder; name a file in it")
         if path.is_file() and not _is_table(path):
             raise UserError(
                 f"{path} exists and is no table of predict.py's; name another file or remove it"
@@ -42,21 +43,11 @@ def check_outputs(
             if folder and path.suffix.lower() == suffix and _is_in(path, folder):
                 raise UserError(f"{path} is where this run may write a {suffix}; name another file")
     for folder in filter(None, (pictures, stems)):
-        _check_folder(folder, folder)
+        check_writable(folder)
 
 
 def _is_in(path, folder):
     return os.path.realpath(path.parent) == os.path.realpath(folder)
-
-
-def _check_folder(folder, path):
-    """Creates `folder`. Raises UserError if `path` cannot be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be written; name a file in a folder of yours")
 
 
 def _is_table(path):

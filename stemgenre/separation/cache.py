@@ -177,10 +177,10 @@ class StemCache:
         if model == OWN_STEMS and not (source and Path(source).exists()):
             expected = model  # of a song, as far as can be told
         if (model, rate) != (expected, self.sample_rate):
-            raise CacheError(
-                f"{path} has stems by {model} at {rate} Hz instead of {expected} at "
-                f"{self.sample_rate} Hz; {way_out}"
-            )
+            was, wanted = f"{rate} Hz", f"{self.sample_rate} Hz"
+            if model != expected:
+                was, wanted = f"stems by {model} at {was}", f"{expected} at {wanted}"
+            raise CacheError(f"{path} has {was} instead of {wanted}; {way_out}")
         try:
             same = source is None or meta.get("source_sha256") == self.hash_source(source)
         except ClipError:  # the clip is gone, and only its stems are needed

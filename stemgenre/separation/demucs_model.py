@@ -295,7 +295,8 @@ def _download(name, file_name):
             f"the Demucs model {name} cannot be downloaded ({type(error).__name__}). "
             f"Without a network, set SEPARATION_REPO to a folder with {name}.yaml and the "
             f".safetensors that it names, "
-            f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
+            f"from the hub's repository {DEFAULT_NAMESPACE}/{hf_repo_name(name)}; or train with "
+            "CHANNELS=mix, as recipes/quick.py does, which needs no Demucs"
         ) from None
     blob = path.resolve()  # the hub's cache names each file by its hash
     if blob.name not in (sha256(blob), _git_hash(blob)):

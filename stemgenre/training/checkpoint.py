@@ -43,6 +43,13 @@ class TrainState:
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
 
+    @property
+    def position(self) -> str:
+        """How far it has come, in words."""
+        if not self.step:
+            return f"after epoch {self.epoch}"
+        return f"in epoch {self.epoch + 1} after step {self.step}"
+
     def check(self) -> None:
         """Raises one of MALFORMED unless the values are such as a run has."""
         counts = (self.epoch, self.step, self.best_epoch)
@@ -108,6 +115,8 @@ def load(path: Path | str, kind: str) -> dict[str, Any]:
     Raises UserError if it is missing, damaged, of another kind, or of an unknown format.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the {kind}'s file in it")
     if not path.is_file():
         way_out = "; python train.py makes one, --model names another" if kind == "model" else ""
         raise UserError(f"there is no {kind} {path}{way_out}")
@@ -306,11 +315,13 @@ def check_signature(path: Path | str, saved: dict[str, Any], current: dict[str, 
     for name in {**current, **saved}:
         was, now = saved.get(name, defaults.get(name)), current.get(name)
         if was != now:
+            differ = ""
             if isinstance(was, list | dict) or isinstance(now, list | dict):
-                was, now = f"{len(was or ())} of them", f"{len(now or ())}, not the same"
-            lines.append(f"    {name}: {was} in the checkpoint, {now} here")
+                was, now, differ = len(was or ()), len(now or ()), ", not the same"
+            lines.append(f"    {name}: {was} in the checkpoint, {now} here{differ}")
     if lines:
         raise UserError(
             f"{path} does not fit this run:\n" + "\n".join(lines) + "\n"
-            "set these back, or start from scratch with RESUME_FROM_CHECKPOINT=False"
+            "set these back (that run's settings_used.py has them), or start from scratch with "
+            "RESUME_FROM_CHECKPOINT=False"
         )

@@ -85,7 +85,9 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
     trainer.owns_checkpoint = True
     state, path = trainer.state, trainer.best_model_path
-    log.info("resumed from epoch %d, step %d (%s)", state.epoch + 1, state.step, saved["path"])
+    log.info("resumed %s (%s)", state.position, saved["path"])
+    if state.epoch >= trainer.settings.train.epochs:
+        log.info("EPOCHS=%d are done: nothing is left to train", trainer.settings.train.epochs)
     if state.best_epoch and trainer.runtime.is_main:
         write_metrics(trainer)  # those in the folder may be of another run or a later epoch
         if not checkpoint.is_best_model_of(path, trainer.run_id, state.best_epoch):
@@ -114,6 +116,13 @@ def _restore_optimizer(trainer, saved):
                     "LOAD_SCHEDULER_STATE=False it restarts",
                     *(name, asked[name], kept),
                 )
+        ended = trainer.scheduler.last_epoch >= trainer.scheduler.T_max + trainer.scheduler.warmup
+        if ended and trainer.state.epoch < options.epochs:
+            log.warning(
+                "the learning rate's schedule has ended: it stays at %g; with "
+                "LOAD_SCHEDULER_STATE=False it restarts",
+                trainer.scheduler.get_last_lr()[0],
+            )
         before = trainer.state.epoch - trainer.scheduler.last_epoch  # epochs before it restarted
         trainer.scheduler.T_max = options.epochs - before - trainer.scheduler.warmup
         for group, lr in zip(groups, trainer.scheduler.get_last_lr(), strict=True):

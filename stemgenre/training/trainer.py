@@ -381,10 +381,8 @@ class Trainer:
     def _interrupted(self):
         """The exception that ends a run that was asked to stop and is saved."""
         path, older = self.checkpoint_path, checkpoint.older_path(self.checkpoint_path)
-        epoch, step = self.state.epoch, self.state.step
-        where = f"in epoch {epoch + 1} after step {step}" if step else f"after epoch {epoch}"
         return self.runtime.interrupted(
-            f"stopped {where}; saved in {path}. To resume, run again with "
+            f"stopped {self.state.position}; saved in {path}. To resume, run again with "
             "RESUME_FROM_CHECKPOINT=True"
             + (
                 f"; to resume the earlier run, rename {older} first, of FOLDS and SEEDS those of "
