@@ -145,7 +145,7 @@ def run_competition(settings, runtime, *, make_demo=False) -> None:
             overview.show_networks(members, results)
         resuming = member in begun
         again = "RESUME_FROM_CHECKPOINT=True" if begun or results else "the same command"
-        with tracking.network(member.name, member.settings.paths.output("")) as tracker:
+        with tracking.network(member.name, member.settings) as tracker:
             results.append(
                 train_network(
                     member, competition, loader, runtime, summary, resuming, again, tracker

@@ -128,6 +128,23 @@ def test_two_processes_count_and_predict_every_clip_once(both, killed):
     assert (both[0] / "submit.csv").read_bytes() == (both[1] / "submit.csv").read_bytes()
 
 
+@pytest.mark.parametrize("beside", ["nothing", "another run's"])
+def test_two_processes_predict_with_the_model_that_one_of_them_writes(
+    beside, both, overrides, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(both[1], out)
+    model = checkpoint.load(out / "best_model.pth", "model")
+    (out / "best_model.pth").unlink()
+    if beside != "nothing":
+        model["weights"]["classifier.4.weight"].neg_()
+        checkpoint.save(out / "best_model.pth", "model", model | {"run_id": "another"})
+    words = [*overrides, f"OUTPUT_DIR={out}", "EPOCHS=2", "RESUME_FROM_CHECKPOINT=True"]
+    output_of(start_two(words, max_images=4))
+    name = "test_probabilities.csv"
+    assert (out / name).read_bytes() == (both[1] / name).read_bytes()
+
+
 def test_two_processes_measure_every_clip_once(both, killed):
     one, two = (
         checkpoint.load(out / "checkpoint.pth", "checkpoint")["channel_stats"]

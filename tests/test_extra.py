@@ -155,6 +155,13 @@ def test_duplicates_of_train_and_test_clips_are_left_out_and_named(load, tmp_pat
     assert "EXTRA_DATA: 2 more clips to train on: blues 2, Jazz 0" in caplog.text
 
 
+def test_a_file_that_is_in_two_genres_is_refused(load, tmp_path):
+    put(tmp_path / "more" / "blues" / "a.wav", noise(100))
+    put(tmp_path / "more" / "Jazz" / "b.wav", noise(100))
+    text = message(load, f"EXTRA_DATA={tmp_path / 'more'}")
+    assert "a.wav (blues)" in text and "b.wav (Jazz) are the same file in two genres" in text
+
+
 def test_fingerprints_are_kept_for_the_next_start(load, tmp_path):
     put(tmp_path / "more" / "blues" / "a.wav", noise(100))
     load(f"EXTRA_DATA={tmp_path / 'more'}")
@@ -219,6 +226,15 @@ def test_confident_test_clips_get_soft_labels(load, tmp_path, caplog):
     assert extra["target"].tolist() == [0, 1], "genres are joined by name"
     put_probabilities(path, [(name, 0.5, 0.5) for name in TEST])
     assert load(f"PSEUDO_LABELS={path}").extra.empty
+
+
+def test_test_clips_that_are_training_clips_too_get_no_soft_labels(load, data, tmp_path, caplog):
+    """They may be validated."""
+    put(data / "sounds" / "test_0.wav", noise(2))  # as train_2
+    path = tmp_path / "test_probabilities.csv"
+    put_probabilities(path, [(name, 0.01, 0.99) for name in TEST])
+    assert load(f"PSEUDO_LABELS={path}").extra["clip"].tolist() == ["test_1"]
+    assert "PSEUDO_LABELS: 1 test clips are left out" in caplog.text
 
 
 def test_extra_clips_and_pseudo_labelled_ones_are_told_apart(load, tmp_path):

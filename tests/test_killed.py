@@ -179,6 +179,17 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(training, killed, tm
     assert f"resumed after epoch 1 ({previous_path(path)})" in output
 
 
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(training, killed, tmp_path):
+    overrides, cache, expected = training
+    out = shutil.copytree(killed, tmp_path / "out")
+    (out / "checkpoint.pth").write_bytes(b"damaged")
+    resume = [*overrides, f"OUTPUT_DIR={out}", "RESUME_FROM_CHECKPOINT=True"]
+    code, output = kill_points.run(resume, at="replace:checkpoint.pth")
+    assert code == kill_points.KILLED, output
+    assert (out / "checkpoint.pth").read_bytes() == b"damaged"
+    assert_ends_well(overrides, out, cache, expected)
+
+
 def test_a_deleted_checkpoint_is_no_checkpoint(training, killed, tmp_path):
     out = shutil.copytree(killed, tmp_path / "out")
     for name in ("checkpoint.pth", "best_model.pth"):

@@ -86,6 +86,12 @@ def test_what_is_kept_is_the_average_over_the_steps(small_settings, monkeypatch)
 
     monkeypatch.setattr(Trainer, "on_step", average)
     out = run_training(small_settings("EMA_DECAY=0.4", "BEST_BY=last", "LR=1e-2"))
+    valid = pd.read_csv(out / "valid_predictions.csv")
+    correct = valid["predicted"] == valid["label"]
+    of_label = [row[row["label"]] for _, row in valid.iterrows()]
+    metrics = pd.read_csv(out / "metrics.csv").iloc[-1]
+    assert metrics["valid_accuracy"] == pytest.approx(correct.mean())
+    assert metrics["valid_loss"] == pytest.approx(-np.log(of_label).mean(), abs=1e-4)
     best, last = saved_by(out)["best_weights"], saved_by(out)["weights"]
     assert equal(best, checkpoint.load(out / "best_model.pth", "model")["weights"])
     for name, tensor in best.items():

@@ -20,6 +20,7 @@ from stemgenre.separation import decode as decode_module
 from stemgenre.separation.cache import MIX, open_cache
 from stemgenre.separation.decode import EndOfFile, decode_files
 from stemgenre.separation.separate import separate_missing
+from stemgenre.settings import load_settings
 
 SR = 11025
 
@@ -178,6 +179,17 @@ def test_a_run_needs_no_demucs(run, data):
     page = (folder / "report" / "index.html").read_text()
     assert "not installed" in page
     assert "the run continues without" not in done.stderr + done.stdout
+
+
+def test_clips_of_extra_data_are_decoded_and_trained_on(data, tmp_path):
+    extra = tmp_path / "more" / "low" / "x.wav"
+    extra.parent.mkdir(parents=True)
+    soundfile.write(extra, noise(1.5, rate=22050, channels=1), 22050)
+    folders = [f"DATA_DIR={data}", f"OUTPUT_DIR={tmp_path}", f"EDA_DIR={tmp_path / 'eda'}"]
+    words = [*WORDS, *folders, f"EXTRA_DATA={tmp_path / 'more'}", "EPOCHS=1", "BACKBONE=cnn"]
+    out = run_training(load_settings(words))
+    clips = json.loads((out / "summary.json").read_text())["clips"]
+    assert clips == {"train": 13, "valid": 3, "test": 3}
 
 
 def test_predict_and_eda_need_no_demucs_either(run):

@@ -257,6 +257,23 @@ def test_a_run_whose_schedule_was_restarted_resumes_as_the_same_run(one_epoch, m
     assert_same_run(out, expected)
 
 
+def test_a_run_that_is_given_more_epochs_midway_goes_along_the_longer_schedule(
+    small_settings, monkeypatch
+):
+    def stop(trainer, step):
+        if trainer.state.epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "on_step", stop)
+    with pytest.raises(Interrupted):
+        run_training(small_settings("EPOCHS=3"))
+    monkeypatch.undo()
+    out = run_training(small_settings("EPOCHS=6", "RESUME_FROM_CHECKPOINT=True"))
+    rates = pd.read_csv(out / "metrics.csv")["learning_rate"]
+    assert len(rates) == 6 and rates.is_monotonic_decreasing
+    assert rates.iloc[-1] > 2e-6, "MIN_LR is reached after the last epoch"
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(one_epoch):
     settings = one_epoch("IMG_SIZE=96", "SEED=7")
     before, used = (

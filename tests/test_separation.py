@@ -26,7 +26,7 @@ from stemgenre.data.audio import decode
 from stemgenre.demo.synth import render
 from stemgenre.errors import Interrupted, UserError
 from stemgenre.files import sha256
-from stemgenre.runtime import start_runtime
+from stemgenre.runtime import Runtime, StopRequest, start_runtime
 from stemgenre.separation.cache import STEMS, StemCache
 from stemgenre.separation.demucs_model import Separator, load_demucs
 from stemgenre.separation.entry_writer import StemSpool
@@ -309,6 +309,22 @@ def test_a_second_run_does_only_what_is_missing(separate, tmp_path):
     clips_in(tmp_path, one=wave[:-100])
     separate(clips_in(tmp_path, one=wave[:-100], two=wave[::-1]))
     assert cache.path("one").stat().st_mtime_ns != before
+
+
+def test_another_run_that_fills_the_cache_leaves_no_clip_to_neither_process(
+    small_settings, fast_repo, tmp_path, monkeypatch
+):
+    """Which clips are missing is said by the first process; this is the second one."""
+    wave = noise(0.5, channels=1)[0].numpy()
+    clips = clips_in(tmp_path, **dict.fromkeys("abcd", wave))
+    cache = StemCache(tmp_path / "cache", model="htdemucs", sample_rate=11025)
+    cache.write("a", np.zeros((4, 5512)), clips["path"][0])  # since the first one has looked
+    answers = iter([[[True] * 4, None], [[], []]])
+    monkeypatch.setattr(Runtime, "all_gather", lambda runtime, value: next(answers))
+    monkeypatch.setattr(Runtime, "all_reduce_max", lambda runtime, *numbers: numbers)
+    settings = small_settings("SEPARATION_MODEL=htdemucs", f"SEPARATION_REPO={fast_repo}")
+    separate_missing(clips, cache, settings, Runtime(torch.device("cpu"), 1, 2, StopRequest()))
+    assert {path.stem for path in cache.folder.glob("*.npz")} == {"a", "b", "d"}
 
 
 def test_a_clip_that_is_replaced_while_it_is_separated_is_separated_again(

@@ -229,6 +229,10 @@ def test_each_network_is_a_run_of_one_group(tensorboard, wandb, small_data, tmp_
     assert {run.run_group for run in runs} == {group.name}
     names = {f"{group.name} {name}" for name in ("all", "fold_1", "fold_2")}
     assert {run.display_name for run in runs} == names
+    for name in ("fold_1", "fold_2"):
+        folder = f"OUTPUT_DIR = {str(out / name)!r}"
+        (text,) = events(group / name).Tensors("settings/text_summary")
+        assert folder in text.tensor_proto.string_val[0].decode()
     assert sorted(path.parent.name for path in out.rglob("metrics_steps.csv")) == [
         "fold_1", "fold_2",
     ]  # fmt: skip

@@ -14,6 +14,8 @@ import pandas as pd
 from stemgenre.data.clip_index import ClipIndex
 from stemgenre.data.competition import Competition, is_test, read_labels, read_targets
 from stemgenre.data.find_files import find_clips, find_master, natural_key, with_digest
+from stemgenre.data.leakage import find_shared
+from stemgenre.data.split import GROUPS_FILE
 from stemgenre.errors import UserError
 from stemgenre.files import ANY_NAME
 from stemgenre.runtime import Runtime, thread_count
@@ -41,9 +43,9 @@ def add_extra(
 
     The table has the columns of `train` and soft_target: a list of each genre's probability, or
     None where target is all that is known. Its index is different from that of `train`. Clips of
-    EXTRA_DATA that are duplicates of a train or test clip are left out. A collective: every rank
-    has to call it. Raises UserError for what does not fit the competition, Interrupted if a stop
-    was requested.
+    EXTRA_DATA that are duplicates of a train or test clip are left out, and test clips that are
+    duplicates of a train clip, which may be validated. A collective: every rank has to call it.
+    Raises UserError for what does not fit the competition, Interrupted if a stop was requested.
     """
     tables, first_index = [], len(competition.train)
     if folders := extra_folders(settings.data):
@@ -52,6 +54,7 @@ def add_extra(
             ignore_index=True,
         )
         found["digest"] = [hash_source(path) for path in found["path"]]
+        _check_genres(found, competition.label_names)
         found = found.drop_duplicates("digest", ignore_index=True)
         stems_digests = zip(found["path"], found["digest"], strict=True)
         found["clip"] = [with_digest(path.stem, digest) for path, digest in stems_digests]
@@ -67,6 +70,16 @@ def add_extra(
         confident = read_pseudo_labels(
             Path(path), competition, confidence=settings.data.pseudo_confidence
         )
+        groups_file = Path(settings.paths.eda_dir) / GROUPS_FILE
+        shared = find_shared(competition, groups_file=groups_file, hash_source=hash_source)
+        is_shared = confident["file_name"].isin(shared.keys())
+        if is_shared.any():
+            log.warning(
+                "PSEUDO_LABELS: %d test clips are left out: they contain the same recording as a "
+                "training clip",
+                is_shared.sum(),
+            )
+        confident = confident[~is_shared]
         confident.index += first_index
         tables.append(confident)
         _log_counts("PSEUDO_LABELS", confident, competition.label_names)
@@ -112,6 +125,18 @@ def _read_folder(folder, label_names, settings):
     table["file_name"] = [str(path) for path in table["path"]]
     table["target"] = _find_targets(genres, label_names, folder)
     return table.assign(soft_target=None)
+
+
+def _check_genres(found, label_names):
+    """Raises UserError for files with the same content in two genres."""
+    first = {}
+    for row in found.itertuples():
+        other = first.setdefault(row.digest, row)
+        if other.target != row.target:
+            raise UserError(
+                f"EXTRA_DATA: {other.file_name} ({label_names[other.target]}) and {row.file_name} "
+                f"({label_names[row.target]}) are the same file in two genres; remove one"
+            )
 
 
 def _find_targets(genres, label_names, folder):

@@ -23,9 +23,7 @@ def warn_of_leakage(
     These are the same file, by `hash_source`, or one group in eda.py's `groups_file` if it is of
     this competition; nothing is decoded.
     """
-    shared = _same_files(competition, hash_source)
-    shared |= _same_groups(competition, groups_file, hash_source)
-    if shared:
+    if shared := find_shared(competition, groups_file=groups_file, hash_source=hash_source):
         test, train = min(shared.items())
         log.warning(
             "%d of %d test clips contain the same recording as a training clip, for example %s and "
@@ -35,6 +33,18 @@ def warn_of_leakage(
             test,
             train,
         )
+
+
+def find_shared(
+    competition: Competition, *, groups_file: Path, hash_source: Callable[[Path], str]
+) -> dict[str, str]:
+    """{test file name: training file name} of clips that contain the same recording.
+
+    See warn_of_leakage.
+    """
+    return _same_files(competition, hash_source) | _same_groups(
+        competition, groups_file, hash_source
+    )
 
 
 def _same_files(competition, hash_source):

@@ -183,10 +183,12 @@ def separate_missing(
         if stems
         else ("clips", "decoded", "clips could not be decoded; the others are cached")
     )
-    rows = clips.drop_duplicates("clip")[["clip", "path"]].itertuples(index=False)
+    rows = clips.drop_duplicates("clip")[["clip", "path"]]
     with paused_garbage_collector():
-        todo = [row for row in rows if _is_missing(cache, row, hash_source)]
-    runtime.all_gather(None)  # nobody writes before everybody has looked
+        if runtime.is_main:  # another run may fill the cache while the ranks look
+            is_missing = [_is_missing(cache, row, hash_source) for row in rows.itertuples()]
+    is_missing = runtime.all_gather(is_missing if runtime.is_main else None)[0]
+    todo = list(rows[np.array(is_missing, dtype=bool)].itertuples(index=False))
     if not todo:
         log.info("%s: all %d clips are cached in %s", name, len(clips), cache.folder)
         return

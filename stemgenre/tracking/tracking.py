@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Self
 
 import matplotlib
@@ -61,13 +60,13 @@ class Tracking:
                 self.failed.add(name)
                 log.warning("%s: %s; the run continues without it", name, first_line(error))
 
-    def network(self, name: str, folder: Path) -> "NetworkTracking":
-        """What tracks the network with that name and folder; a context, closed at its end."""
-        return NetworkTracking(self, name, folder)
+    def network(self, name: str, settings: Settings) -> "NetworkTracking":
+        """What tracks the network with that name and settings; a context, closed at its end."""
+        return NetworkTracking(self, name, settings)
 
     def finish(self, predictions: Predictions, *, label_names: list[str]) -> None:
         """Tracks what several networks predict together as one more of them, called "all"."""
-        with self.network("all", self.settings.paths.output("")) as tracker:
+        with self.network("all", self.settings) as tracker:
             tracker.begin(TrainState(), run_id=f"{self.group}-all", steps_per_epoch=1)
             tracker.finish(predictions.valid, predictions.valid_logits, label_names=label_names)
 
@@ -75,8 +74,9 @@ class Tracking:
 class NetworkTracking:
     """The trackers of one network: begun, then given its steps, epochs and results."""
 
-    def __init__(self, tracking: Tracking, name: str, folder: Path) -> None:
-        self.tracking, self.name, self.folder = tracking, name, folder
+    def __init__(self, tracking: Tracking, name: str, settings: Settings) -> None:
+        self.tracking, self.name, self.settings = tracking, name, settings
+        self.folder = settings.paths.output("")
         self.trackers: dict[str, Tracker] = {}
 
     def __enter__(self) -> Self:
@@ -90,9 +90,8 @@ class NetworkTracking:
     def begin(self, state: TrainState, *, run_id: str, steps_per_epoch: int) -> None:
         """Begins with what a resumed run has done; that has the run_id of its start."""
         group = self.tracking.group = self.tracking.group or run_id
-        settings = self.tracking.settings
-        run = RunInfo(run_id, self.name, group, settings, state, steps_per_epoch)
-        output = settings.paths.output
+        run = RunInfo(run_id, self.name, group, self.settings, state, steps_per_epoch)
+        output = self.tracking.settings.paths.output
         makers = {
             STEPS_FILE: lambda: trackers.StepsFile(self.folder / STEPS_FILE, run),
             "tensorboard": lambda: trackers.TensorBoard(

@@ -184,8 +184,15 @@ def set_aside(path: Path) -> None:
         )
 
 
-def save_run(path: Path, content: dict[str, Any], *, first: bool, keep_older: bool) -> None:
-    """Writes a run's checkpoint; the one before it stays until the next.
+def save_run(
+    path: Path,
+    content: dict[str, Any],
+    *,
+    first: bool,
+    keep_older: bool,
+    replaces_damaged: bool = False,
+) -> None:
+    """Writes a run's checkpoint; the one before it stays until the next, unless it is damaged.
 
     The `first` of a run replaces the previous one of another run; the one that was set aside stays
     with `keep_older`. Raises UserError if it cannot be written.
@@ -194,7 +201,7 @@ def save_run(path: Path, content: dict[str, Any], *, first: bool, keep_older: bo
     if first:
         with contextlib.suppress(OSError):  # save() names a folder that cannot be written
             previous.unlink(missing_ok=True)
-    save(path, "checkpoint", content, previous=None if first else previous)
+    save(path, "checkpoint", content, previous=None if first or replaces_damaged else previous)
     if not keep_older:
         with contextlib.suppress(OSError):
             older_path(path).unlink(missing_ok=True)

@@ -34,6 +34,7 @@ def save_checkpoint(trainer: "Trainer") -> None:
         trainer.checkpoint_path,
         content,
         first=not trainer.owns_checkpoint,
+        replaces_damaged=trainer.is_damaged,
         keep_older=trainer.state.epoch == 0,
     )
 
@@ -84,6 +85,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         reason = first_line(error)
         raise UserError(f"{saved['path']} is not a complete checkpoint: {reason}") from None
     trainer.owns_checkpoint = True
+    trainer.is_damaged = saved["path"] != trainer.checkpoint_path
     state, path = trainer.state, trainer.best_model_path
     log.info("resumed %s (%s)", state.position, saved["path"])
     if state.epoch >= trainer.settings.train.epochs:

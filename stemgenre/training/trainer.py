@@ -120,6 +120,7 @@ class Trainer:
         self.save_seconds = GPU_SAVE_SECONDS if device.type == "cuda" else 0.0
         self.is_saved = self.is_best_saved = True  # nothing is done yet
         self.owns_checkpoint = False  # CHECKPOINT_FILE is of this run: saved or restored by it
+        self.is_damaged = False  # CHECKPOINT_FILE: this run was restored from the previous one
 
     def fit(
         self,
@@ -174,6 +175,7 @@ class Trainer:
                 self.save()
                 raise self._interrupted()
         self.save()
+        runtime.all_gather(None)  # no rank reads BEST_MODEL_FILE before it is written
         return state
 
     def train_epoch(
@@ -375,7 +377,8 @@ class Trainer:
         if not self.is_best_saved:
             saving.save_best_model(self)
         saving.save_checkpoint(self)
-        self.owns_checkpoint, self.saved_at = True, time.monotonic()
+        self.owns_checkpoint, self.is_damaged = True, False
+        self.saved_at = time.monotonic()
         self.is_saved = self.is_best_saved = True
 
     def _interrupted(self):
