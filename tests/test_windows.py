@@ -8,8 +8,13 @@ from helpers import SMALL_RUN, run_training
 
 from stemgenre import Classifier
 from stemgenre.features.augmentation import NO_AUGMENT, tta_views
+from stemgenre.features.log_mel import Frontend, RunningStats
 from stemgenre.features.windows import random_window
+from stemgenre.runtime import Runtime, StopRequest
+from stemgenre.separation.cache import StemCache
 from stemgenre.settings import load_settings
+from stemgenre.training.inference import compute_channel_stats
+from stemgenre.training.stem_loader import StemLoader
 
 
 def windows_of(length, count=200, *, window=100, needed=100, epoch=0):
@@ -54,6 +59,28 @@ def test_views_of_tta_go_to_either_side_and_begin_with_the_clip_itself():
     assert np.mean([view.rate for view in views]) == pytest.approx(1)
     assert np.mean([view.semitones for view in views]) == pytest.approx(0)
     assert tta_views(0) == [NO_AUGMENT]
+
+
+def test_each_second_of_a_long_clip_counts_once_in_the_channel_statistics(tmp_path):
+    """Otherwise its middle would count more than its ends."""
+    features = load_settings(["CLIP_SECONDS=1", "DB_REFERENCE=stem", "IMG_SIZE=64"]).features
+    cpu, samples = torch.device("cpu"), features.sr
+    noise = torch.randn(4, 4, samples, generator=torch.Generator().manual_seed(0))
+    noise[1::2, :, samples // 2 :] *= 1e-3  # 60 dB below the first half
+    cache = StemCache(tmp_path / "separated", model="m", sample_rate=features.sr)
+    source = tmp_path / "long.au"
+    source.write_bytes(b"x")
+    cache.write("long", 0.1 * torch.cat(list(noise), dim=1).numpy(), source)
+    expected, frontend = RunningStats(), Frontend(features, device=cpu)
+    for window in torch.from_numpy(cache.read("long")).split(samples, dim=1):
+        expected.add(frontend.log_mel(window))
+    found = compute_channel_stats(
+        StemLoader(cache, threads=1, device=cpu, device_cache=0.0),
+        pd.DataFrame({"clip": ["long"]}),
+        features=features,
+        runtime=Runtime(cpu, 0, 1, StopRequest()),
+    )
+    assert np.array(found) == pytest.approx(np.array(expected.mean_and_std()), rel=1e-6)
 
 
 def test_a_run_on_windows_predicts_as_predict_py_does(small_data, tmp_path):
